@@ -1,0 +1,62 @@
+"""The compiled kernels, built at first use.
+
+``kernel("softmax", dtype)`` returns a compiled function. Nothing here imports numba until a kernel is first asked for,
+so that ``import fastsoftmax`` costs what NumPy costs. A new kernel is one function in a module of this folder and one
+entry in `MODULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+# kernel name -> the module of this folder that defines the function of that name.
+MODULES: dict[str, str] = {
+    "softmax": "softmax",
+}
+
+
+class Kernel(dict[np.dtype, Callable[..., Any]]):
+    """One kernel's compiled functions by dtype; a missing one is compiled (or loaded from the disk) when looked up.
+
+    A dict, because the look-up stands in front of every call: ``KERNELS["softmax"][dtype]`` costs about 30 ns.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def __missing__(self, dtype: np.dtype) -> Callable[..., Any]:
+        jit = import_module("._jit", __name__)
+        with jit.build_lock():
+            if dtype not in self:  # another thread may have built it while this one waited
+                module = import_module("." + MODULES[self.name], __name__)
+                self[dtype] = jit.build(getattr(module, self.name), dtype)
+        return self[dtype]
+
+
+KERNELS: dict[str, Kernel] = {name: Kernel(name) for name in MODULES}
+
+
+def kernel(name: str, dtype: np.dtype | str) -> Callable[..., Any]:
+    """The compiled kernel of that name for that dtype (float32 or float64).
+
+    It takes the kernel's own arguments and one more, last: ``release_gil``, True to let other Python threads run
+    meanwhile. Small calls keep the GIL: beside a busy Python thread, giving it away costs up to 5 ms a call.
+    """
+    return KERNELS[name][np.dtype(dtype)]
+
+
+def build_all(dtypes: Iterable[np.dtype | str] = ("float32", "float64")) -> None:
+    """Build every kernel for the given dtypes."""
+    for dtype in dtypes:
+        for name in KERNELS:
+            kernel(name, dtype)
+
+
+def built() -> list[tuple[str, str]]:
+    """The (kernel, dtype) pairs built so far in this process."""
+    return [(name, dtype.name) for name, by_dtype in KERNELS.items() for dtype in by_dtype]
