@@ -1,0 +1,27 @@
+"""Plain-text tables and units for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+
+def seconds(value: float) -> str:
+    """``1.234e-05`` as ``12.3 us``: three digits and a unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= scale:
+            break
+    number = value / scale
+    return f"{number:.{max(0, 2 - len(str(int(number))) + 1)}f} {unit}"
+
+
+def show(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> None:
+    """Print rows under a header, the first `text_columns` to the left and the numbers to the right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for number, line in enumerate(lines):
+        cells = [cell.ljust(w) if i < text_columns else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+        print("  ".join(cells).rstrip())
+        if number == 0:
+            print("  ".join("-" * w for w in widths))
+    sys.stdout.flush()

@@ -1,0 +1,96 @@
+"""The right answers, in float64 and without cleverness: an implementation that does not give them is not timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .cases import Case
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+"""Largest error, as a share of the largest entry. It tells a right result from a wrong one; ulps are in `accuracy`."""
+
+ACCURACY_OF_AN_EPOCH = 0.9
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)
+
+
+def softmax(case: Case) -> np.ndarray:
+    z = _wide(case.logits)
+    z -= z.max(axis=1, keepdims=True)
+    np.exp(z, out=z)
+    z /= z.sum(axis=1, keepdims=True)
+    return z
+
+
+def softmax_axis0(case: Case) -> np.ndarray:
+    e = np.exp(_wide(case.logits) - case.logits.max(axis=0))
+    return e / e.sum(axis=0)
+
+
+def logsumexp(case: Case) -> np.ndarray:
+    m = _wide(case.logits.max(axis=1))
+    return m + np.log(np.exp(_wide(case.logits) - m[:, None]).sum(axis=1))
+
+
+def log_softmax(case: Case) -> np.ndarray:
+    return _wide(case.logits) - logsumexp(case)[:, None]
+
+
+def softmax_backward(case: Case) -> np.ndarray:
+    probs, grad = _wide(case.probs), _wide(case.grad_probs)
+    return probs * (grad - (grad * probs).sum(axis=1, keepdims=True))
+
+
+def cross_entropy(case: Case) -> np.ndarray:
+    return logsumexp(case) - case.logits[np.arange(case.n_rows), case.targets]
+
+
+def cross_entropy_with_grad(case: Case) -> tuple[Any, ...]:
+    grad = softmax(case)
+    grad[np.arange(case.n_rows), case.targets] -= 1
+    grad /= case.n_rows
+    return cross_entropy(case).mean(), grad
+
+
+def affine(case: Case) -> np.ndarray:
+    return _wide(case.x) @ _wide(case.weight) + case.bias
+
+
+def affine_backward(case: Case) -> tuple[Any, ...]:
+    x, weight, grad_out = _wide(case.x), _wide(case.weight), _wide(case.grad_out)
+    return grad_out @ weight.T, x.T @ grad_out, grad_out.sum(axis=0)
+
+
+def linear_cross_entropy_with_grad(case: Case, need_grad_x: bool = True) -> tuple[Any, ...]:
+    head = Case(case.op, (case.n_rows, case.n_classes))
+    head.logits, head.targets = affine(case), case.targets  # a cached_property may be set
+    loss, grad_logits = cross_entropy_with_grad(head)
+    x, weight = _wide(case.x), _wide(case.weight)
+    grads = (x.T @ grad_logits, grad_logits.sum(axis=0))
+    return (loss, grad_logits @ weight.T, *grads) if need_grad_x else (loss, *grads)
+
+
+def linear_cross_entropy_grad_weight(case: Case) -> tuple[Any, ...]:
+    return linear_cross_entropy_with_grad(case, need_grad_x=False)
+
+
+def check(case: Case, got: Any, implementation: str) -> None:
+    """Compare an implementation's result with the truth; AssertionError says by how much it is off."""
+    if implementation == "copyto":  # the yardstick of bandwidth computes nothing
+        return
+    if case.op == "training_epoch":  # an epoch returns a function from rows to predicted classes
+        share = float(np.mean(np.asarray(got(case.x)) == case.targets))
+        assert share >= ACCURACY_OF_AN_EPOCH, f"{implementation}: {share:.3f} of the rows right after one epoch"
+        return
+    want = globals()[case.op](case)
+    got, want = (value if isinstance(value, tuple) else (value,) for value in (got, want))
+    assert len(got) == len(want), f"{implementation} {case.op}: {len(got)} results, {len(want)} expected"
+    for position, (value, truth) in enumerate(zip(got, want, strict=True)):
+        value = np.asarray(value)
+        assert value.shape == np.shape(truth), f"{implementation} {case.op}[{position}]: shape {value.shape}"
+        error = float(np.max(np.abs(value - truth), initial=0) / np.max(np.abs(truth), initial=1e-300))
+        assert error <= TOLERANCE[case.dtype], f"{implementation} {case.op}[{position}]: off by {error:.1e} of the largest"

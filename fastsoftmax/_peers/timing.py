@@ -1,0 +1,66 @@
+"""Timing in turn: every implementation runs once in each round, and the medians are compared.
+
+A machine's clock and its neighbours wander by a fifth; two loops run one after the other mostly measure that. Taking turns
+spreads the wandering over all of them, so their ratios hold although the times themselves do not.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+SAMPLE_SECONDS = 1e-3
+"""Short calls are repeated within a sample until it lasts this long, so that the clock's own cost does not count."""
+
+
+def pin(n_threads: int) -> None:
+    """Let every thread of this process run on `n_threads` cores only. Where the system cannot, nothing happens.
+
+    It is the one way to hold JAX's pool to one core, and it tells BLAS, OpenMP and this library nothing they must not know.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))[-n_threads:]
+    for thread in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["0"]:
+        os.sched_setaffinity(int(thread), cores)
+
+
+def in_turn(
+    calls: dict[str, Callable[[], Any]],
+    seconds: float = 0.5,
+    least_rounds: int = 5,
+    tick: Callable[[], Any] = lambda: None,
+) -> dict[str, float]:
+    """Median seconds per call of each of `calls`, measured in interleaved rounds.
+
+    `seconds` is the time to spend on all of them together; at least `least_rounds` rounds are made whatever they cost. `tick` is
+    called after each round.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        start = perf_counter()
+        call()
+        repeats[name] = max(1, min(10_000, round(SAMPLE_SECONDS / max(perf_counter() - start, 1e-7))))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    end = perf_counter() + seconds
+    rounds = 0
+    while rounds < least_rounds or perf_counter() < end:
+        for name, call in calls.items():
+            n = repeats[name]
+            start = perf_counter()
+            for _ in range(n):
+                call()
+            samples[name].append((perf_counter() - start) / n)
+        rounds += 1
+        tick()
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def fastest(*calls: Callable[[], Any]) -> Callable[[], Any]:
+    """The fastest of several ways to do the same thing: a peer is always shown at its best."""
+    times = in_turn({str(i): call for i, call in enumerate(calls)}, seconds=0.02, least_rounds=3)
+    return calls[int(min(times, key=times.__getitem__))]
