@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ._lock import building
+
 # kernel name -> the module of this folder that defines the function of that name.
 MODULES: dict[str, str] = {
     "softmax": "softmax",
@@ -30,9 +32,9 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
         self.name = name
 
     def __missing__(self, dtype: np.dtype) -> Callable[..., Any]:
-        jit = import_module("._jit", __name__)
-        with jit.build_lock():
+        with building():
             if dtype not in self:  # another thread may have built it while this one waited
+                jit = import_module("._jit", __name__)
                 module = import_module("." + MODULES[self.name], __name__)
                 self[dtype] = jit.build(getattr(module, self.name), dtype)
         return self[dtype]

@@ -1,19 +1,20 @@
-"""How a kernel is declared, compiled and kept on the disk: every JIT option, each with its reason."""
+"""How a kernel is declared and compiled: every JIT option, each with its reason."""
 
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numba import config, njit, types
 from numba.core import cgutils
-from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
+from numba.core.typing.templates import Signature
 from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import from_dtype
+
+from ._cache import DiskCache
 
 # error_model "numpy": a division by zero gives inf or NaN, as in NumPy, and leaves no branch in the loop.
 # fastmath stays off: it folds away the rounding tricks of the exponential and drops NaN; where a sum may be
@@ -82,28 +83,32 @@ def signature(*kinds: Kind, returns: Kind | tuple[Kind, ...] | None = None) -> C
 # the GIL, and long ones, which release it: the entry that Python calls has one argument more, `release_gil`.
 
 
-def _gil_optional(body: CompileResult) -> Callable[..., Any]:
-    """An intrinsic ``call(arguments, release_gil)`` that runs the compiled `body`."""
+def _gil_optional(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
+    """An intrinsic ``call(arguments, release_gil)`` that runs `kernel`, compiling it when it is compiled itself."""
 
     @intrinsic
     def call(typingctx, arguments, release_gil):
-        def codegen(context, builder, sig, args):
+        kernel.compile(sig)
+        compiled = kernel.overloads[sig.args]
+
+        def codegen(context, builder, _, args):
             python = context.get_python_api(builder)
             packed, release = args
             state = cgutils.alloca_once_value(builder, cgutils.get_null_value(cgutils.voidptr_t))
             with builder.if_then(release):
                 builder.store(python.save_thread(), state)
-            context.add_linking_libs([body.library])
+            context.add_linking_libs([compiled.library])
             unpacked = cgutils.unpack_tuple(builder, packed)
-            status, result = context.call_internal_no_propagate(builder, body.fndesc, body.signature, unpacked)
+            status, result = context.call_internal_no_propagate(builder, compiled.fndesc, sig, unpacked)
             with builder.if_then(release):
                 python.restore_thread(builder.load(state))
-            # Kernels do not raise, but numba may inside them (out of memory): only now, with the GIL held again.
+            # Kernels do not raise, but numba may inside them (out of memory, NUMBA_BOUNDSCHECK=1): only now, with the
+            # GIL held again, may the error travel on.
             with cgutils.if_unlikely(builder, status.is_error):
                 context.call_conv.return_status_propagate(builder, status)
             return result
 
-        return body.signature.return_type(arguments, release_gil), codegen
+        return sig.return_type(arguments, release_gil), codegen
 
     return call
 
@@ -115,9 +120,8 @@ def {name}({parameters}, release_gil):
 """
 
 
-def _entry(kernel: Callable[..., Any], dtype: np.dtype, body: CompileResult) -> Callable[..., Any]:
-    name = f"{kernel.__name__}_{dtype.name}"
-    namespace = {"__name__": kernel.__module__, "call": _gil_optional(body)}
+def _entry(kernel: Callable[..., Any], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    namespace = {"__name__": kernel.__module__, "call": call}
     exec(_ENTRY.format(name=name, parameters=", ".join(inspect.signature(kernel).parameters)), namespace)
     return namespace[name]
 
@@ -131,25 +135,17 @@ def _result_type(returns: Any, real: types.Type) -> types.Type:
 
 
 def build(kernel: Callable[..., Any], dtype: np.dtype) -> Callable[..., Any]:
-    """Compile `kernel` for `dtype`: one dispatcher with one signature."""
+    """The compiled `kernel` for `dtype`, from the disk if it is there: one dispatcher with one signature."""
     if config.DISABLE_JIT:
-        raise RuntimeError("fastsoftmax needs numba's compiler, but NUMBA_DISABLE_JIT is set; unset it")
+        raise RuntimeError("fastsoftmax is compiled by numba, but NUMBA_DISABLE_JIT is set; unset it")
+    name = f"{kernel.__name__}_{np.dtype(dtype).name}"
     real = from_dtype(np.dtype(dtype))
     arguments = [kind(real) for kind in kernel.kinds]
     result = _result_type(kernel.returns, real)
-    body = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(kernel)
-    body.compile(result(*arguments))
-    dispatcher = njit(no_cfunc_wrapper=True, **OPTIONS)(_entry(kernel, dtype, body.overloads[tuple(arguments)]))
-    dispatcher.compile(result(*arguments, types.boolean))
-    dispatcher.disable_compile()
-    return dispatcher
-
-
-_lock = threading.RLock()
-
-
-@contextmanager
-def build_lock():
-    """Held while a kernel is built: numba's own caches and registries are not safe under threads everywhere."""
-    with _lock:
-        yield
+    # Neither needs a C wrapper, and only the entry one for Python: that halves the time to compile.
+    inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(kernel)
+    entry = njit(no_cfunc_wrapper=True, **OPTIONS)(_entry(kernel, name, _gil_optional(inner, result(*arguments))))
+    entry._cache = DiskCache(name, OPTIONS)
+    entry.compile(result(*arguments, types.boolean))
+    entry.disable_compile()
+    return entry
