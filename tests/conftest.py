@@ -1,0 +1,52 @@
+"""Fixtures shared by the tests, and the accuracy table that is printed after a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import fastsoftmax
+
+# The first call of a kernel compiles it, for a second: no deadline. The same examples every time: a test that fails fails
+# for everybody.
+settings.register_profile("fastsoftmax", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("fastsoftmax")
+
+# (input, dtype, operation) -> {library: worst ulps}, filled by test_numerics.py.
+WORST_ULPS: dict[tuple[str, str, str], dict[str, float]] = {}
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    return np.dtype(request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    """No test leaves another number of threads behind."""
+    before = fastsoftmax.get_num_threads()
+    yield
+    fastsoftmax.set_num_threads(before)
+
+
+@pytest.fixture
+def worst_ulps():
+    return WORST_ULPS
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Worst errors over all inputs of test_numerics.py, beside those of the peers that are installed."""
+    if not WORST_ULPS:
+        return
+    libraries = list(dict.fromkeys(name for row in WORST_ULPS.values() for name in row))
+    terminalreporter.section("worst error in ulps, beside a long double truth")
+    terminalreporter.line(f"{'input':28}{'dtype':9}{'operation':16}" + "".join(f"{name:>14}" for name in libraries))
+    for (name, dtype, operation), row in sorted(WORST_ULPS.items()):
+        figures = "".join(f"{row[library]:14.3g}" if library in row else " " * 14 for library in libraries)
+        terminalreporter.line(f"{name:28}{dtype:9}{operation:16}{figures}")

@@ -1,0 +1,509 @@
+"""Every operation of the table: values, shapes and dtypes, whatever the input looks like, and what may be written where."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+import inputs
+import numpy as np
+import pytest
+import reference
+from cases import CASES, find
+from tolerance import EXACT, assert_same_bits, assert_ulps
+
+import fastsoftmax as fs
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+# Rows and classes: one of each; two, where one class is all the others; fewer classes than lanes; the same with more rows
+# than lanes and a remainder; a multiple of the lanes; full vectors and a tail; more than one unrolled step.
+SHAPES = [(1, 1), (1, 2), (7, 3), (37, 10), (3, 32), (5, 100), (2, 1000)]
+
+
+def arrays_of(arrays, options):
+    """Every array among the arguments, by position or name."""
+    named = {**dict(enumerate(arrays)), **options}
+    return {key: value for key, value in named.items() if isinstance(value, np.ndarray)}
+
+
+def replace(arrays, options, changed):
+    """The arguments with the changed ones in their places."""
+    return (
+        tuple(changed.get(i, a) for i, a in enumerate(arrays)),
+        {name: changed.get(name, value) for name, value in options.items()},
+    )
+
+
+@every_case
+@pytest.mark.parametrize(("n_rows", "n_classes"), SHAPES)
+def test_agrees_with_the_reference(case, dtype, n_rows, n_classes):
+    arrays, options = case.make(dtype, n_rows, n_classes)
+    case.check(case.call(arrays, options), arrays, options)
+
+
+@every_case
+def test_inputs_are_not_written_to(case, dtype):
+    arrays, options = case.make(dtype)
+    before = {key: a.copy() for key, a in arrays_of(arrays, options).items()}
+    case.call(arrays, options)
+    for key, a in arrays_of(arrays, options).items():
+        assert_same_bits(a, before[key], label=f"argument {key}")
+
+
+@every_case
+@pytest.mark.parametrize("layout", inputs.LAYOUTS)
+def test_any_layout_gives_the_same_bits(case, dtype, layout):
+    arrays, options = case.make(dtype, 19, 10)
+    expected = case.call(arrays, options)
+    changed = {key: inputs.LAYOUTS[layout](a) for key, a in arrays_of(arrays, options).items()}
+    assert_same_bits(case.call(*replace(arrays, options, changed)), expected)
+
+
+@every_case
+def test_float16_is_computed_in_float32(case):
+    arrays, options = case.make(np.float16)
+    wide = {key: a.astype(np.float32) for key, a in arrays_of(arrays, options).items() if a.dtype == np.float16}
+    expected = case.call(*replace(arrays, options, wide))
+
+    def narrow(value):
+        if isinstance(value, tuple):
+            return tuple(narrow(v) for v in value)
+        return value.astype(np.float16) if isinstance(value, (np.ndarray, np.generic)) else value
+
+    with np.errstate(all="ignore"):
+        assert_same_bits(case.call(arrays, options), narrow(expected))
+
+
+@every_case
+def test_lists_and_integers_become_float64(case):
+    arrays, options = case.make(np.float64)
+    changed = {
+        key: np.round(2 * a) if a.dtype.kind == "f" and a.ndim else a for key, a in arrays_of(arrays, options).items()
+    }
+    arrays, options = replace(arrays, options, changed)
+    expected = case.call(arrays, options)
+    lists = {key: a.tolist() for key, a in arrays_of(arrays, options).items()}
+    assert_same_bits(case.call(*replace(arrays, options, lists)), expected, label="lists")
+    for integer in (np.int8, np.int64, np.uint16):
+        if integer is np.uint16 and any((a < 0).any() for a in arrays_of(arrays, options).values()):
+            continue
+        changed = {key: a.astype(integer) for key, a in arrays_of(arrays, options).items()}
+        assert_same_bits(case.call(*replace(arrays, options, changed)), expected, label=str(integer))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.out], ids=str)
+def test_out_is_written_and_returned(case, dtype):
+    arrays, options = case.make(dtype, 19, 10)
+    expected = case.call(arrays, options)
+    gradient = expected[1] if isinstance(expected, tuple) else expected
+    for make in (
+        np.empty_like,
+        lambda a: np.asfortranarray(np.empty_like(a)),
+        lambda a: np.empty(a.size * 2, a.dtype)[::2].reshape(a.shape),
+    ):
+        out = make(gradient)
+        out[...] = 7
+        result = case.call(arrays, {**options, "out": out})
+        assert (result[1] if isinstance(result, tuple) else result) is out
+        assert_same_bits(result, expected)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.in_place is not None], ids=str)
+@pytest.mark.parametrize("layout", ["C", "fortran", "strided", "reversed"])
+@pytest.mark.parametrize("n_classes", [10, 100])
+def test_out_may_be_the_input(case, dtype, layout, n_classes):
+    arrays, options = case.make(dtype, 19, n_classes)
+    expected = case.call(arrays, options)
+    own = arrays[case.in_place].copy() if layout == "C" else inputs.LAYOUTS[layout](arrays[case.in_place])
+    arrays, options = replace(arrays, options, {case.in_place: own})
+    assert_same_bits(case.call(arrays, {**options, "out": own}), expected)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.out and c.function != "affine"], ids=str)
+def test_out_may_overlap_the_input(case, dtype):
+    arrays, options = case.make(dtype, 19, 10)
+    expected = case.call(arrays, options)
+    buffer = np.empty((20, 10), dtype=dtype)
+    buffer[:-1] = arrays[case.in_place]
+    arrays, options = replace(arrays, options, {case.in_place: buffer[:-1]})
+    result = case.call(arrays, {**options, "out": buffer[1:]})
+    assert_same_bits(result, expected)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.by_row], ids=str)
+@pytest.mark.parametrize("n_classes", [3, 10, 33, 100])
+def test_a_row_does_not_depend_on_the_batch(case, dtype, n_classes):
+    """Row i of a batch, alone, and in a batch of any other size, has the same bits."""
+    arrays, options = case.make(dtype, 41, n_classes)
+    whole = case.call(arrays, options)
+    rows = {key: a for key, a in arrays_of(arrays, options).items() if key in case.by_row}
+    for part in (slice(0, 1), slice(16, 17), slice(40, 41), slice(1, 18), slice(5, 41)):
+        result = case.call(*replace(arrays, options, {key: a[part] for key, a in rows.items()}))
+        expected = tuple(w[part] for w in whole) if isinstance(whole, tuple) else whole[part]
+        assert_same_bits(result, expected, label=f"rows {part}")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.by_row], ids=str)
+def test_no_rows(case, dtype):
+    arrays, options = case.make(dtype, 3, 10)
+    rows = {key: a[:0] for key, a in arrays_of(arrays, options).items() if key in case.by_row}
+    full = case.call(arrays, options)
+    result = case.call(*replace(arrays, options, rows))
+    for r, f in zip(result if isinstance(result, tuple) else (result,), full if isinstance(full, tuple) else (full,)):
+        assert r.shape == (0, *f.shape[1:])
+        assert r.dtype == f.dtype
+
+
+AXIS_FUNCTIONS = ["softmax", "log_softmax", "logsumexp"]
+AXES = [0, 1, 2, -1, -2, -3, (0, 2), (1, 2), (2, 1), (-1, 0), (0, 1, 2), (1,), None]
+
+
+@pytest.mark.parametrize("function", AXIS_FUNCTIONS)
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_axis(function, axis, dtype, rng):
+    logits = (3 * rng.standard_normal((5, 4, 6))).astype(dtype)
+    result = getattr(fs, function)(logits, axis=axis)
+    truth = getattr(reference, function)(logits, axis=axis)
+    assert np.shape(result) == truth.shape
+    assert np.asarray(result).dtype == dtype
+    assert_ulps(result, truth, EXACT)
+
+
+@pytest.mark.parametrize("function", ["softmax_backward", "log_softmax_backward"])
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_axis_of_a_backward_pass(function, axis, dtype, rng):
+    forward = getattr(reference, function.removesuffix("_backward"))
+    logits, grad = rng.standard_normal((2, 5, 4, 6))
+    values, grad = forward(logits, axis=axis).astype(dtype), grad.astype(dtype)
+    truth = getattr(reference, function)(grad, values, axis=axis)
+    result = getattr(fs, function)(grad, values, axis=axis)
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, truth.astype(np.float64), rtol=0, atol=64 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, (0, 1), None], ids=str)
+def test_logsumexp_keeps_dimensions_when_asked(axis, dtype, rng):
+    logits = rng.standard_normal((5, 4)).astype(dtype)
+    result = fs.logsumexp(logits, axis=axis, keepdims=True)
+    assert result.shape == reference.logsumexp(logits, axis=axis, keepdims=True).shape
+    assert_same_bits(result.reshape(-1), np.reshape(fs.logsumexp(logits, axis=axis), -1))
+
+
+@pytest.mark.parametrize("function", AXIS_FUNCTIONS)
+def test_an_axis_is_a_matter_of_layout_alone(function, dtype, rng):
+    """Rows along axis 0 of (features, samples) have the bits of the same rows along the last axis."""
+    logits = rng.standard_normal((10, 300)).astype(dtype)
+    result = getattr(fs, function)(logits, axis=0)
+    assert_same_bits(np.ascontiguousarray(result.T), getattr(fs, function)(np.ascontiguousarray(logits.T)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_class_axis_of_the_loss(axis, kind, reduction, dtype, rng):
+    logits = rng.standard_normal((5, 4, 6)).astype(dtype)
+    kept = np.moveaxis(logits, axis, -1).shape[:-1]
+    targets = rng.integers(0, logits.shape[axis], size=kept)
+    if kind == "probabilities":
+        targets = np.moveaxis(rng.dirichlet(np.ones(logits.shape[axis]), size=kept), -1, axis).astype(dtype)
+    options = {"axis": axis, "reduction": reduction}
+    loss, grad = fs.cross_entropy_with_grad(logits, targets, **options)
+    assert np.shape(loss) == (kept if reduction == "none" else ())
+    case = find("cross_entropy_with_grad", "probabilities")
+    case.check((loss, grad), (logits, targets), options)
+    assert_same_bits(fs.cross_entropy(logits, targets, **options), loss)
+
+
+def test_one_row_without_a_batch(dtype):
+    logits = np.array([1.0, 3.0, 2.0], dtype=dtype)
+    assert_ulps(fs.softmax(logits), reference.softmax(logits), EXACT)
+    assert fs.logsumexp(logits).shape == ()
+    loss, grad = fs.cross_entropy_with_grad(logits, 1)
+    assert_ulps(grad, reference.cross_entropy_with_grad(logits, 1)[1], EXACT)
+    assert isinstance(loss, float)
+    assert_same_bits(fs.cross_entropy(logits, [0.0, 1.0, 0.0]), loss)
+
+
+@pytest.mark.parametrize("function", AXIS_FUNCTIONS)
+def test_zero_dimensions(function):
+    assert getattr(fs, function)(3.0, axis=None) == {"softmax": 1, "log_softmax": 0, "logsumexp": 3}[function]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0, 0), (3, 0, 5)])
+def test_zero_size(shape, dtype):
+    empty = np.empty(shape, dtype=dtype)
+    for function in (fs.softmax, fs.log_softmax):
+        assert function(empty).shape == shape
+        assert function(empty).dtype == dtype
+    assert fs.logsumexp(empty).shape == shape[:-1]
+    loss, grad = fs.cross_entropy_with_grad(empty, np.empty(shape[:-1], dtype=int))
+    assert np.isnan(loss)
+    assert grad.shape == shape
+    assert fs.cross_entropy(empty, np.empty(shape[:-1], dtype=int), reduction="sum") == 0.0
+
+
+@pytest.mark.parametrize(
+    "targets_dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", ">i4", ">u2"]
+)
+def test_any_integer_type_of_labels(targets_dtype, dtype):
+    case = find("cross_entropy_with_grad", "none")
+    (logits, targets), options = case.make(dtype)
+    expected = case.call((logits, targets), options)
+    assert_same_bits(case.call((logits, targets.astype(targets_dtype)), options), expected)
+    assert_same_bits(case.call((logits, targets.astype(targets_dtype)[::-1][::-1]), options), expected)
+
+
+def test_one_hot_rows_mean_what_their_labels_mean(dtype):
+    case = find("cross_entropy_with_grad", "none")
+    (logits, targets), options = case.make(dtype)
+    one_hot = np.eye(10)[targets]
+    losses, grad = case.call((logits, targets), options)
+    for kind in (dtype, np.float64, np.int64, np.uint8):
+        for result, truth in zip(case.call((logits, one_hot.astype(kind)), options), (losses, grad)):
+            assert_ulps(result, truth, 2 * EXACT[dtype.name])
+
+
+@pytest.mark.parametrize("ignore_index", [-100, -1, 0, 9, 255, 10**12])
+def test_ignored_rows_contribute_exactly_nothing(ignore_index, dtype):
+    (logits, targets), _ = find("cross_entropy_with_grad", "mean").make(dtype, 12)
+    targets[::2] = np.where(targets[::2] == ignore_index, 1, targets[::2])
+    targets[1::2] = ignore_index
+    logits[1] = np.nan  # whatever stands in an ignored row
+    logits[3] = -np.inf
+    options = {"ignore_index": ignore_index}
+    losses, grad = fs.cross_entropy_with_grad(logits, targets, reduction="none", **options)
+    assert not losses[1::2].any()
+    assert not grad[1::2].any()
+    kept = targets != ignore_index
+    for reduction in ("mean", "sum"):
+        loss, grad = fs.cross_entropy_with_grad(logits, targets, reduction=reduction, **options)
+        alone, grad_alone = fs.cross_entropy_with_grad(logits[kept], targets[kept], reduction=reduction)
+        assert loss == pytest.approx(alone, rel=4 * np.finfo(dtype).eps)
+        assert_ulps(grad[kept], grad_alone, 1)
+        assert not grad[~kept].any()
+
+
+def test_the_mean_over_nothing_is_nan(dtype):
+    logits, targets = np.zeros((3, 4), dtype=dtype), np.full(3, -100)
+    loss, grad = fs.cross_entropy_with_grad(logits, targets)
+    assert np.isnan(loss)
+    assert not grad.any()
+    assert fs.cross_entropy_with_grad(logits, targets, reduction="sum")[0] == 0.0
+    assert not fs.cross_entropy(logits, targets, reduction="none").any()
+    assert np.isnan(fs.cross_entropy(logits, [0, 1, 2], sample_weight=[0, 0, 0]))
+    assert np.isnan(fs.cross_entropy(logits, [0, 0, 0], class_weight=[0, 1, 1, 1]))
+
+
+def test_means_divide_by_the_weights_that_took_part():
+    """By hand, from torch's definitions: log(4) everywhere, so a mean is the ratio of two sums of weights."""
+    logits, log4 = np.zeros((3, 4)), np.log(4.0)
+    class_weight = np.array([1.0, 2.0, 3.0, 4.0])
+    index = fs.cross_entropy(logits, [1, 2, -100], class_weight=class_weight)
+    assert index == pytest.approx(log4, rel=1e-15)
+    total = fs.cross_entropy(logits, [1, 2, -100], class_weight=class_weight, reduction="sum")
+    assert total == pytest.approx(5 * log4, rel=1e-15)
+    # Smoothed: (1 - e) w_y + e mean(w) on top, w_y below.
+    smooth = fs.cross_entropy(logits, [1, 2, -100], class_weight=class_weight, label_smoothing=0.2)
+    assert smooth == pytest.approx((0.8 * 5 + 0.2 * 2 * 2.5) / 5 * log4, rel=1e-15)
+    # Probabilities: weighted above, the number of rows below.
+    probabilities = np.eye(4)[[1, 2, 3]]
+    assert fs.cross_entropy(logits, probabilities, class_weight=class_weight) == pytest.approx(3 * log4, rel=1e-15)
+    # Sample weights take part in both.
+    weighted = fs.cross_entropy(logits, [0, 0, 3], class_weight=class_weight, sample_weight=[1, 2, 3])
+    assert weighted == pytest.approx(log4, rel=1e-15)
+    weighted = fs.cross_entropy(logits, probabilities, class_weight=class_weight, sample_weight=[1, 0, 1])
+    assert weighted == pytest.approx((2 + 4) / 2 * log4, rel=1e-15)
+
+
+def test_agrees_with_torch(dtype):
+    torch = pytest.importorskip("torch")
+    for case in CASES:
+        if case.function != "cross_entropy_with_grad":
+            continue
+        (logits, targets), options = case.make(dtype, 9, 10)
+        options = dict(options)
+        if "sample_weight" in options or "grad_loss" in options:
+            continue  # torch has none
+        z = torch.tensor(logits, requires_grad=True)
+        weight = options.pop("class_weight", None)
+        loss = torch.nn.functional.cross_entropy(
+            z, torch.tensor(targets), weight=None if weight is None else torch.tensor(weight), **options
+        )
+        loss.sum().backward()
+        result = case.call((logits, targets), {**options, **({} if weight is None else {"class_weight": weight})})
+        close = {"rtol": 50 * np.finfo(dtype).eps, "atol": 8 * np.finfo(dtype).eps}
+        np.testing.assert_allclose(result[0], loss.detach().numpy(), **close, err_msg=str(case))
+        np.testing.assert_allclose(result[1], z.grad.numpy(), **close, err_msg=str(case))
+
+
+def test_the_loss_alone_has_the_bits_of_the_loss_with_its_gradient(dtype):
+    for case in CASES:
+        if case.function == "cross_entropy":
+            arrays, options = case.make(dtype, 19)
+            both = find("cross_entropy_with_grad", case.variant).call(arrays, options)
+            assert_same_bits(case.call(arrays, options), both[0], label=str(case))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_grad_loss_scales_the_gradient_alone(reduction, dtype):
+    (logits, targets), _ = find("cross_entropy_with_grad", "mean").make(dtype)
+    loss, grad = fs.cross_entropy_with_grad(logits, targets, reduction=reduction)
+    twice = fs.cross_entropy_with_grad(logits, targets, reduction=reduction, grad_loss=-2.0)
+    assert_same_bits(twice[0], loss)
+    assert_same_bits(twice[1], -2 * grad)
+    if reduction == "none":
+        per_row = np.array([2.0**-i for i in range(len(targets))], dtype=dtype)
+        assert_same_bits(
+            fs.cross_entropy_with_grad(logits, targets, reduction="none", grad_loss=per_row)[1], grad * per_row[:, None]
+        )
+
+
+def test_affine_takes_any_number_of_leading_dimensions(dtype, rng):
+    x, weight, bias = (rng.standard_normal(s).astype(dtype) for s in [(2, 3, 5), (5, 4), (4,)])
+    out = fs.affine(x, weight, bias)
+    assert out.shape == (2, 3, 4)
+    assert_same_bits(out.reshape(6, 4), fs.affine(x.reshape(6, 5), weight, bias))
+    grad_x, grad_weight, grad_bias = fs.affine_backward(out, x, weight)
+    assert (grad_x.shape, grad_weight.shape, grad_bias.shape) == ((2, 3, 5), (5, 4), (4,))
+
+
+# --- values that are no numbers ---
+
+
+def test_masked_classes_are_exactly_absent(dtype):
+    logits = np.array([[1, -np.inf, 2, -np.inf], [-np.inf, -np.inf, -np.inf, 5]], dtype=dtype)
+    probs = fs.softmax(logits)
+    assert (probs[np.isneginf(logits)] == 0).all()
+    assert_ulps(probs[0, [0, 2]], reference.softmax(logits[0, [0, 2]]), EXACT)
+    assert (fs.log_softmax(logits)[np.isneginf(logits)] == -np.inf).all()
+    assert fs.logsumexp(logits)[1] == 5
+    losses, grad = fs.cross_entropy_with_grad(logits, [2, 3], reduction="none")
+    assert np.isfinite(losses).all()
+    assert (grad[np.isneginf(logits)] == 0).all()
+    assert_ulps(losses[0], reference.cross_entropy(logits[0], 2), EXACT)
+    # One-hot rows: 0 times minus infinity is nothing, not NaN.
+    assert np.isfinite(fs.cross_entropy(logits, np.eye(4)[[2, 3]]))
+    assert fs.cross_entropy(logits, [1, 3], reduction="none")[0] == np.inf
+
+
+@pytest.mark.parametrize("n_classes", [1, 3, 10, 100])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_nan_and_infinity_spoil_their_row_and_no_other(poison, n_classes, dtype):
+    for position in {0, n_classes // 2, n_classes - 1}:
+        logits, targets = inputs.normal(np.random.default_rng(1), dtype, 37, n_classes)
+        clean = (
+            fs.softmax(logits),
+            fs.log_softmax(logits),
+            *fs.cross_entropy_with_grad(logits, targets, reduction="none"),
+        )
+        logits[5, position] = poison
+        spoilt = (
+            fs.softmax(logits),
+            fs.log_softmax(logits),
+            *fs.cross_entropy_with_grad(logits, targets, reduction="none"),
+        )
+        others = np.arange(37) != 5
+        for before, after in zip(clean, spoilt):
+            assert_same_bits(after[others], before[others])
+        for after in spoilt[0], spoilt[2], spoilt[3]:
+            assert np.isnan(after[5]).all()
+        assert np.isnan(spoilt[1][5]).any()
+        lse = fs.logsumexp(logits)[5]
+        assert lse == np.inf if poison == np.inf else np.isnan(lse)
+        assert np.isnan(fs.cross_entropy(logits, targets))
+
+
+def test_a_row_of_minus_infinity_alone(dtype):
+    logits = np.full((2, 5), -np.inf, dtype=dtype)
+    logits[1] = 0
+    assert np.isnan(fs.softmax(logits)[0]).all()
+    assert np.isnan(fs.log_softmax(logits)[0]).all()
+    assert fs.logsumexp(logits)[0] == -np.inf
+    losses, grad = fs.cross_entropy_with_grad(logits, [0, 0], reduction="none")
+    assert np.isnan(losses[0])
+    assert np.isnan(grad[0]).all()
+    assert np.isfinite(losses[1])
+    assert np.isfinite(grad[1]).all()
+
+
+def test_relu_at_its_edges(dtype):
+    x = np.array([-1.0, -0.0, 0.0, 2.0, np.inf, -np.inf, np.nan], dtype=dtype)
+    np.testing.assert_array_equal(fs.relu(x), [0, 0, 0, 2, np.inf, 0, np.nan])
+    np.testing.assert_array_equal(fs.relu_backward(np.ones_like(x), x), [0, 0, 0, 1, 1, 0, 0])
+
+
+# --- what a call allocates ---
+
+
+@pytest.mark.parametrize(
+    "function", ["softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_with_grad"]
+)
+@pytest.mark.parametrize("n_classes", [10, 1000])
+def test_a_call_allocates_its_outputs_and_a_row_a_thread(function, n_classes, dtype):
+    (logits, targets), _ = find("cross_entropy_with_grad", "mean").make(dtype, 200_000 // n_classes, n_classes)
+    arguments = (logits, targets) if function.startswith("cross") else (logits,)
+    call = getattr(fs, function)
+    with fs.num_threads(2):
+        result = call(*arguments)  # compiles, starts the pool
+        outputs = sum(
+            r.nbytes for r in (result if isinstance(result, tuple) else (result,)) if isinstance(r, np.ndarray)
+        )
+        del result
+        gc.collect()
+        tracemalloc.start()
+        result = call(*arguments)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    rows = 2 * n_classes * dtype.itemsize
+    objects = 16_384  # array headers, tuples, futures: some hundred bytes each, and not in proportion to the data
+    assert peak <= outputs + rows + objects, f"{peak} bytes at the peak, {outputs} of output"
+
+
+@pytest.mark.parametrize("function", ["softmax", "cross_entropy_with_grad"])
+def test_with_out_a_call_allocates_nothing_of_size(function, dtype):
+    (logits, targets), _ = find("cross_entropy_with_grad", "mean").make(dtype, 2000, 100)
+    arguments = (logits, targets) if function.startswith("cross") else (logits,)
+    out = np.empty_like(logits)
+    call = getattr(fs, function)
+    call(*arguments, out=out)
+    gc.collect()
+    tracemalloc.start()
+    call(*arguments, out=out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 16_384 + 2 * 100 * dtype.itemsize
+
+
+# --- threads ---
+
+
+@pytest.mark.parametrize("variant", ["mean", "none", "weighted", "probabilities"])
+@pytest.mark.parametrize(("n_rows", "n_classes"), [(60_001, 10), (1501, 1000)])
+def test_the_number_of_threads_changes_no_bit(variant, n_rows, n_classes, dtype):
+    case = find("cross_entropy_with_grad", variant)
+    (logits, targets), options = case.make(dtype, n_rows, n_classes)
+
+    def everything():
+        return (
+            case.call((logits, targets), options),
+            *(getattr(fs, f)(logits) for f in AXIS_FUNCTIONS),
+            fs.softmax(logits, axis=0),
+            fs.logsumexp(logits, axis=0),
+        )
+
+    with fs.num_threads(1):
+        expected = everything()
+    for n in (2, 3, 8):
+        with fs.num_threads(n):
+            assert_same_bits(everything(), expected, label=f"{n} threads")
+
+
+@pytest.mark.parametrize("function", ["affine", "affine_backward", "linear_cross_entropy_with_grad"])
+def test_the_number_of_threads_changes_no_bit_of_a_product(function, dtype):
+    case = next(c for c in CASES if c.function == function)
+    arrays, options = case.make(dtype, 20_001, 33)
+    with fs.num_threads(1):
+        expected = case.call(arrays, options)
+    for n in (2, 3, 8):
+        with fs.num_threads(n):
+            assert_same_bits(case.call(arrays, options), expected, label=f"{n} threads")

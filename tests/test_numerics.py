@@ -1,0 +1,355 @@
+"""How exact: the worst element over inputs on which the usual formulas lose everything, beside the peers' errors.
+
+The limits are those of tolerance.py, in ulps of each single element: nothing is averaged, and nothing is excused because
+it is small. Every comparison lands in the table that conftest.py prints.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import inputs
+import numpy as np
+import pytest
+import reference
+from cases import CASES
+from tolerance import EXACT, WEIGHTED, assert_ulps, ulps, worst
+
+import fastsoftmax as fs
+
+pytestmark = pytest.mark.skipif(not reference.EXTENDED, reason="long double has no more digits than float64 here")
+
+
+def maker_id(value):
+    return value.replace(" ", "_") if isinstance(value, str) else "" if callable(value) else None
+
+
+on_every_input = pytest.mark.parametrize(("name", "maker", "n_rows", "n_classes"), inputs.EXACTNESS, ids=maker_id)
+
+
+def usual_softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def usual_lse(z):
+    m = z.max(axis=-1, keepdims=True)
+    return (m + np.log(np.exp(z - m).sum(axis=-1, keepdims=True)))[..., 0]
+
+
+def usual_gradient(z, targets):
+    grad = usual_softmax(z)
+    grad[np.arange(len(z)), targets] -= 1
+    return grad
+
+
+def numpy_peer():
+    return {
+        "softmax": lambda z, t: usual_softmax(z),
+        "log_softmax": lambda z, t: z - usual_lse(z)[..., None],
+        "logsumexp": lambda z, t: usual_lse(z),
+        "loss": lambda z, t: usual_lse(z) - z[np.arange(len(z)), t],
+        "gradient": usual_gradient,
+    }
+
+
+def scipy_peer():
+    special = importlib.import_module("scipy.special")
+    return {
+        "softmax": lambda z, t: special.softmax(z, axis=-1),
+        "log_softmax": lambda z, t: special.log_softmax(z, axis=-1),
+        "logsumexp": lambda z, t: special.logsumexp(z, axis=-1),
+    }
+
+
+def torch_peer():
+    torch = importlib.import_module("torch")
+    functional = torch.nn.functional
+
+    def gradient(z, t):
+        z = torch.tensor(z, requires_grad=True)
+        functional.cross_entropy(z, torch.tensor(t), reduction="sum").backward()
+        return z.grad.numpy()
+
+    return {
+        "softmax": lambda z, t: functional.softmax(torch.tensor(z), dim=-1).numpy(),
+        "log_softmax": lambda z, t: functional.log_softmax(torch.tensor(z), dim=-1).numpy(),
+        "logsumexp": lambda z, t: torch.logsumexp(torch.tensor(z), dim=-1).numpy(),
+        "loss": lambda z, t: functional.cross_entropy(torch.tensor(z), torch.tensor(t), reduction="none").numpy(),
+        "gradient": gradient,
+    }
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """The libraries that are installed, each a table of the operations it has."""
+    found = {}
+    for name, peer in (("numpy", numpy_peer), ("scipy", scipy_peer), ("torch", torch_peer)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found[name] = peer()
+            except ImportError:
+                continue
+    return found
+
+
+OURS = {
+    "softmax": lambda z, t: fs.softmax(z),
+    "log_softmax": lambda z, t: fs.log_softmax(z),
+    "logsumexp": lambda z, t: fs.logsumexp(z),
+    "loss": lambda z, t: fs.cross_entropy(z, t, reduction="none"),
+    "gradient": lambda z, t: fs.cross_entropy_with_grad(z, t, reduction="none")[1],
+    "mean gradient": lambda z, t: fs.cross_entropy_with_grad(z, t)[1],
+}
+TRUTH = {
+    "softmax": lambda z, t: reference.softmax(z),
+    "log_softmax": lambda z, t: reference.log_softmax(z),
+    "logsumexp": lambda z, t: reference.logsumexp(z),
+    "loss": lambda z, t: reference.cross_entropy(z, t, reduction="none"),
+    "gradient": lambda z, t: reference.cross_entropy_with_grad(z, t, reduction="none")[1],
+    "mean gradient": lambda z, t: reference.cross_entropy_with_grad(z, t)[1],
+}
+
+
+@on_every_input
+@pytest.mark.parametrize("operation", OURS)
+def test_worst_element(name, maker, n_rows, n_classes, operation, dtype, rng, peers, worst_ulps):
+    logits, targets = maker(rng, dtype, n_rows, n_classes)
+    truth = TRUTH[operation](logits, targets)
+    result = OURS[operation](logits, targets)
+    row = worst_ulps.setdefault((f"{name} {n_classes}", dtype.name, operation), {})
+    row["fastsoftmax"] = max(worst(result, truth))
+    with np.errstate(all="ignore"):
+        for library, table in peers.items():
+            if operation in table:
+                row[library] = max(worst(np.asarray(table[operation](logits, targets)), truth))
+    assert_ulps(result, truth, EXACT, label=f"{operation} of {name}")
+
+
+@on_every_input
+def test_worst_element_with_smoothing_and_weights(name, maker, n_rows, n_classes, dtype, rng, worst_ulps):
+    logits, targets = maker(rng, dtype, n_rows, n_classes)
+    for options in (
+        {"label_smoothing": 0.1},
+        {"class_weight": rng.uniform(0.5, 2, n_classes).astype(dtype)},
+        {"label_smoothing": 0.1, "class_weight": rng.uniform(0.5, 2, n_classes).astype(dtype)},
+    ):
+        options = {**options, "reduction": "none"}
+        losses, grad = fs.cross_entropy_with_grad(logits, targets, **options)
+        true_losses, true_grad = reference.cross_entropy_with_grad(logits, targets, **options)
+        scale = reference.gradient_scale(logits, targets, **options)
+        key = f"{name} {n_classes}", dtype.name, "weighted"
+        row = worst_ulps.setdefault(key, {"fastsoftmax": 0.0})
+        row["fastsoftmax"] = max(row["fastsoftmax"], *worst(losses, true_losses), *worst(grad, true_grad, scale))
+        assert_ulps(losses, true_losses, WEIGHTED, label=f"loss of {name}, {sorted(options)}")
+        assert_ulps(grad, true_grad, WEIGHTED, scale=scale, label=f"gradient of {name}, {sorted(options)}")
+
+
+@pytest.mark.parametrize(
+    ("name", "maker", "n_rows", "n_classes"), [i for i in inputs.EXACTNESS if i[3] <= 100], ids=maker_id
+)
+def test_the_reference_is_the_truth(name, maker, n_rows, n_classes, dtype, rng):
+    """The long double reference beside mpmath by definition, on a few rows: within a fifth of a unit of float64."""
+    pytest.importorskip("mpmath")
+    logits, targets = maker(rng, dtype, n_rows, n_classes)
+    loss, grad = (TRUTH[o](logits, targets) for o in ("loss", "gradient"))
+    for i in {0, n_rows // 2, n_rows - 1}:
+        probs, log_probs, lse = reference.mp_row(logits[i])
+        t = targets[i]
+        others = sum(p for j, p in enumerate(probs) if j != t)
+        for truth, expected in (
+            (reference.softmax(logits[i]), probs),
+            (reference.log_softmax(logits[i]), log_probs),
+            (reference.logsumexp(logits[i]), lse),
+            (loss[i], -log_probs[t]),
+            (grad[i], [-others if j == t else p for j, p in enumerate(probs)]),
+        ):
+            expected = np.array([np.longdouble(str(v)) for v in np.atleast_1d(np.array(expected, dtype=object))])
+            unit = np.spacing(np.abs(expected).astype(np.float64))
+            assert (np.abs(np.atleast_1d(truth) - expected) <= 0.2 * unit).all()
+
+
+@pytest.mark.parametrize("maker", [inputs.spread_30, inputs.confident, inputs.offset], ids=lambda m: m.__name__)
+def test_these_inputs_defeat_the_usual_formulas(maker, dtype, rng):
+    """An input on which every formula is right proves nothing: here the textbook's ones are far beyond the limits."""
+    logits, targets = maker(rng, dtype, 500, 10)
+    with np.errstate(all="ignore"):
+        usual = numpy_peer()
+        errors = {o: max(worst(usual[o](logits, targets), TRUTH[o](logits, targets))) for o in usual}
+        unshifted = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    if maker is inputs.spread_30:
+        assert errors["softmax"] > 10
+    else:
+        assert errors["loss"] > 1e4
+    if maker is inputs.confident:
+        assert errors["gradient"] > 1e4
+        assert (usual["gradient"](logits, targets)[250:, :].min(axis=1) == 0).all()
+    if maker is inputs.offset:
+        assert not np.isfinite(unshifted).any()
+
+
+def test_the_whole_range_of_exp(dtype):
+    """softmax of (0, x) is sigmoid: from 1/2 down through the subnormal numbers to 0, and not a step sooner."""
+    lowest = float(np.log(np.longdouble(np.finfo(dtype).smallest_subnormal)))
+    x = np.concatenate([np.linspace(0, lowest - 2, 100_001), -np.geomspace(1e-10, 1e4, 1000), [-np.inf]]).astype(dtype)
+    logits = np.stack([np.zeros_like(x), x], axis=1)
+    probs = fs.softmax(logits)
+    assert_ulps(probs, reference.softmax(logits), EXACT)
+    assert probs[np.argmin(np.abs(x - (lowest + 0.2))), 1] > 0
+    assert probs[-1, 1] == 0
+    assert probs[0, 1] == 0.5
+
+
+def test_tiny_losses_keep_their_digits(dtype):
+    """A margin of 46 is a loss of 1e-20; all the way down to where the loss itself is subnormal."""
+    lowest = int(-np.log(np.finfo(dtype).tiny))
+    for margin in (20, 46, 80, lowest - 1):
+        logits = np.array([[margin, 0.0, -1.0]], dtype=dtype)
+        for operation in ("loss", "log_softmax", "gradient"):
+            result = OURS[operation](logits, np.array([0]))
+            truth = TRUTH[operation](logits, np.array([0]))
+            assert (truth != 0).all()
+            assert_ulps(result, truth, EXACT, label=f"{operation}, margin {margin}")
+
+
+def test_extreme_logits(dtype):
+    """The largest finite numbers of either sign: differences overflow to minus infinity, nothing is NaN."""
+    big = np.finfo(dtype).max
+    logits = np.array([[big, -big, 0], [-big, -big, -big], [big, big, -big], [0, -big, -big]], dtype=dtype)
+    probs = fs.softmax(logits)
+    np.testing.assert_array_equal(probs[[0, 2, 3]], [[1, 0, 0], [0.5, 0.5, 0], [1, 0, 0]])
+    assert_ulps(probs[1], np.full(3, 1 / np.longdouble(3)), EXACT)
+    losses, grad = fs.cross_entropy_with_grad(logits, [0, 1, 0, 0], reduction="none")
+    assert_ulps(losses, np.log(np.array([1, 3, 2, 1], dtype=np.longdouble)), EXACT)
+    assert np.isfinite(grad).all()
+
+
+def test_reduced_losses_are_sums_in_float64():
+    """100,000 equal float32 losses: adding them in float32 would be off by percents."""
+    logits = np.zeros((100_000, 10), dtype=np.float32)
+    targets = np.zeros(100_000, dtype=int)
+    row = float(fs.cross_entropy(logits[:1], targets[:1], reduction="none")[0])
+    assert fs.cross_entropy(logits, targets) == pytest.approx(row, rel=1e-12)
+    assert fs.cross_entropy(logits, targets, reduction="sum") == pytest.approx(1e5 * row, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_exp_of_every_float32(capsys):
+    """All 2**31 float32 numbers from -0 to -inf: within one ulp, 0 below the range, 1 at 0."""
+    from fastsoftmax.kernels import kernel
+
+    exp = kernel("exp", "float32")
+    step = 1 << 22
+    worst_error, worst_at, worst_subnormal = 0.0, 0.0, 0.0
+    for first in range(0x8000_0000, 0xFF80_0001, step):
+        x = np.arange(first, min(first + step, 0xFF80_0001), dtype=np.uint32).view(np.float32)
+        out = np.full_like(x, 7)
+        exp(x, out)
+        if x[0] < -110:
+            assert not out.any()
+            continue
+        truth = np.exp(x.astype(np.float64))
+        error = np.abs(out - truth) / np.spacing(truth.astype(np.float32)).astype(np.float64)
+        subnormal = truth < np.finfo(np.float32).tiny
+        worst_subnormal = max(worst_subnormal, float(error.max(initial=0, where=subnormal)))
+        error[subnormal] = 0
+        at = int(error.argmax())
+        if error[at] > worst_error:
+            worst_error, worst_at = float(error[at]), float(x[at])
+    with capsys.disabled():
+        print(f"\nexp, float32: worst {worst_error:.4f} ulps at {worst_at!r}; subnormal results {worst_subnormal:.4f}")
+    assert worst_error <= 1.0
+    assert worst_subnormal <= 1.0
+    edge = np.array([0.0, -0.0, -np.inf, np.nan], dtype=np.float32)
+    out = np.empty_like(edge)
+    exp(edge, out)
+    np.testing.assert_array_equal(out, [1, 1, 0, np.nan])
+
+
+# --- the same bits on every processor ---
+
+DIGESTS = """
+import hashlib, json, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from cases import CASES
+
+def digest(value, h):
+    if isinstance(value, tuple):
+        for v in value:
+            digest(v, h)
+    elif value is not None:
+        h.update(np.ascontiguousarray(value).tobytes())
+
+digests = {}
+for case in CASES:
+    for dtype in ("float32", "float64"):
+        h = hashlib.sha256()
+        for n_classes in (3, 10, 100):
+            arrays, options = case.make(dtype, 300, n_classes)
+            digest(case.call(arrays, options), h)
+        digests[f"{case} {dtype}"] = h.hexdigest()
+print(json.dumps(digests))
+"""
+# Processor as LLVM names it, and the features this machine must have to run code for it.
+PROCESSORS = {
+    "haswell": {"avx2", "fma"},
+    "skylake-avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "znver4": {"avx512f", "avx512_bf16", "avx512_vbmi2"},
+}
+
+
+def processor_features():
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+@pytest.mark.slow
+def test_every_processor_gives_the_same_bits(tmp_path):
+    able = [name for name, needs in PROCESSORS.items() if needs <= processor_features()]
+    if len(able) < 2:
+        pytest.skip(f"this machine runs code for {able}: nothing to compare")
+    digests = {}
+    for name in able:
+        environment = {
+            **os.environ,
+            "NUMBA_CPU_NAME": name,
+            "NUMBA_CPU_FEATURES": "",
+            "FASTSOFTMAX_CACHE_DIR": str(tmp_path / name),
+            # BLAS chooses by the processor it finds: the same for all of them here, and not our promise.
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        environment.pop("NUMBA_CPU_FEATURES")
+        done = subprocess.run(
+            [sys.executable, "-c", DIGESTS, str(Path(__file__).parent)],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        digests[name] = json.loads(done.stdout)
+    first = digests[able[0]]
+    assert len(first) == 2 * len(CASES)
+    for name in able[1:]:
+        different = [case for case in first if digests[name][case] != first[case]]
+        assert not different, f"{name} and {able[0]} differ in {different}"
+
+
+def test_ulps_are_counted_right():
+    """The measure itself: neighbours are 1 apart, infinities far, NaN equal to NaN, and a shape is a shape."""
+    one = np.float32(1)
+    truth = np.array([1, 1, np.inf, np.nan, 0], dtype=np.longdouble)
+    result = np.array([np.nextafter(one, one + 1), 1, 1, np.nan, np.finfo(np.float32).smallest_subnormal], np.float32)
+    np.testing.assert_array_equal(ulps(result, truth), [1, 0, np.inf, 0, 1])
+    with pytest.raises(AssertionError, match="shape"):
+        ulps(result[:2], truth)
+    with pytest.raises(AssertionError, match="worst element"):
+        assert_ulps(result, truth, 2)
