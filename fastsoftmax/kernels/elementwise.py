@@ -1,0 +1,151 @@
+"""The small passes of a training step, each one pass over memory: ReLU, the optimizers' updates, mini-batches.
+
+All work on flat arrays, elements [first, last), except the mini-batches, which take rows. An output may be the very array it
+is computed from: every element is read before it is written.
+"""
+
+from __future__ import annotations
+
+from numba import types
+
+from ._jit import FLAG, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, SCALAR, VECTOR_IN, VECTOR_OUT, signature
+from ._simd import (
+    constant,
+    fma,
+    lanes,
+    larger,
+    load,
+    load_bytes,
+    load_first,
+    pointer,
+    root,
+    select,
+    splat,
+    store,
+    store_first,
+)  # fmt: skip
+
+
+def BYTES(real: types.Type) -> types.Type:
+    """A matrix of unsigned bytes: images as they are stored."""
+    return types.Array(types.uint8, 2, "C", readonly=True)
+
+
+# ---- ReLU ----------------------------------------------------------------------------------------------------------
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX)
+def relu(x, out, first, last):
+    """out = max(x, 0); NaN stays NaN."""
+    p, q = pointer(x, first), pointer(out, first)
+    n, step, zero = last - first, lanes(p), constant(p, 0.0, 0.0)
+    j = 0
+    while j + step <= n:
+        store(q, j, larger(zero, load(p, j)))
+        j += step
+    store_first(q, j, larger(zero, load_first(p, j, n - j, zero)), n - j)
+
+
+@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX)
+def relu_backward(grad_out, x, grad_x, first, last):
+    """grad_x = grad_out where x > 0, else 0. x may be ReLU's input or its output."""
+    g, p, q = pointer(grad_out, first), pointer(x, first), pointer(grad_x, first)
+    n, step, zero = last - first, lanes(p), constant(p, 0.0, 0.0)
+    j = 0
+    while j + step <= n:
+        store(q, j, select(zero < load(p, j), load(g, j), zero))
+        j += step
+    value = select(zero < load_first(p, j, n - j, zero), load_first(g, j, n - j, zero), zero)
+    store_first(q, j, value, n - j)
+
+
+# ---- updates -------------------------------------------------------------------------------------------------------
+@signature(VECTOR_OUT, VECTOR_IN, SCALAR, SCALAR, INDEX, INDEX)
+def sgd_update(param, grad, learning_rate, l2, first, last):
+    """param -= learning_rate * (grad + l2 * param)"""
+    w, g = pointer(param, first), pointer(grad, first)
+    n, step, zero = last - first, lanes(w), constant(w, 0.0, 0.0)
+    down, l2 = splat(-learning_rate), splat(l2)
+    j = 0
+    while j < n:
+        count = min(step, n - j)
+        value = load_first(w, j, count, zero)
+        slope = fma(l2, value, load_first(g, j, count, zero))
+        store_first(w, j, fma(down, slope, value), count)
+        j += step
+
+
+@signature(VECTOR_OUT, VECTOR_IN, VECTOR_OUT, SCALAR, SCALAR, SCALAR, FLAG, INDEX, INDEX)
+def momentum_update(param, grad, velocity, learning_rate, l2, momentum, nesterov, first, last):
+    """g = grad + l2 * param; velocity = momentum * velocity + g; param -= learning_rate * velocity.
+
+    With Nesterov's momentum the step is g + momentum * velocity in place of velocity.
+    """
+    w, g, v = pointer(param, first), pointer(grad, first), pointer(velocity, first)
+    n, step, zero = last - first, lanes(w), constant(w, 0.0, 0.0)
+    down, l2, keep = splat(-learning_rate), splat(l2), splat(momentum)
+    j = 0
+    while j < n:
+        count = min(step, n - j)
+        value = load_first(w, j, count, zero)
+        slope = fma(l2, value, load_first(g, j, count, zero))
+        speed = fma(keep, load_first(v, j, count, zero), slope)
+        store_first(v, j, speed, count)
+        if nesterov:
+            speed = fma(keep, speed, slope)
+        store_first(w, j, fma(down, speed, value), count)
+        j += step
+
+
+@signature(VECTOR_OUT, VECTOR_IN, VECTOR_OUT, VECTOR_OUT, SCALAR, SCALAR, REAL, REAL, SCALAR, INDEX, INDEX)
+def adam_update(param, grad, mean, square, rate, l2, beta1, beta2, epsilon, first, last):
+    """g = grad + l2 * param; mean and square: running averages of g and g * g; param -= rate * mean / (sqrt(square) + epsilon).
+
+    The bias correction is in the scalars: with root = sqrt(1 - beta2**t), rate = learning_rate * root / (1 - beta1**t), and
+    epsilon is the paper's times root.
+    """
+    w, g, m, s = pointer(param, first), pointer(grad, first), pointer(mean, first), pointer(square, first)
+    n, step, zero = last - first, lanes(w), constant(w, 0.0, 0.0)
+    down, l2, epsilon = splat(-rate), splat(l2), splat(epsilon)
+    keep1, new1 = constant(w, beta1, beta1), constant(w, 1.0 - beta1, 1.0 - beta1)  # 1 - 0.999 has 15 bits in float32
+    keep2, new2 = constant(w, beta2, beta2), constant(w, 1.0 - beta2, 1.0 - beta2)
+    j = 0
+    while j < n:
+        count = min(step, n - j)
+        value = load_first(w, j, count, zero)
+        slope = fma(l2, value, load_first(g, j, count, zero))
+        average = fma(keep1, load_first(m, j, count, zero), new1 * slope)
+        power = fma(keep2, load_first(s, j, count, zero), new2 * (slope * slope))
+        store_first(m, j, average, count)
+        store_first(s, j, power, count)
+        store_first(w, j, fma(down, average / (root(power) + epsilon), value), count)
+        j += step
+
+
+# ---- mini-batches --------------------------------------------------------------------------------------------------
+@signature(MATRIX_IN, LABELS, SCALAR, MATRIX_OUT, INDEX, INDEX)
+def gather(x, rows, scale, out, first, last):
+    """out[i] = x[rows[i]] * scale"""
+    n, factor = x.shape[1], splat(scale)
+    zero, step = factor - factor, lanes(pointer(x, 0))
+    for i in range(first, last):
+        p, q = pointer(x, rows[i] * n), pointer(out, i * n)
+        j = 0
+        while j + step <= n:
+            store(q, j, load(p, j) * factor)
+            j += step
+        store_first(q, j, load_first(p, j, n - j, zero) * factor, n - j)
+
+
+@signature(BYTES, LABELS, SCALAR, MATRIX_OUT, INDEX, INDEX)
+def gather_bytes(x, rows, scale, out, first, last):
+    """out[i] = x[rows[i]] * scale, from bytes: no float copy of a data set is ever made."""
+    n, factor = x.shape[1], splat(scale)
+    for i in range(first, last):
+        p, q = pointer(x, rows[i] * n), pointer(out, i * n)
+        step = lanes(q)
+        j = 0
+        while j + step <= n:
+            store(q, j, load_bytes(p, j, factor) * factor)
+            j += step
+        while j < n:
+            out[i, j] = scale * x[rows[i], j]
+            j += 1
