@@ -18,6 +18,19 @@ from ._lock import building
 # kernel name -> the module of this folder that defines the function of that name.
 MODULES: dict[str, str] = {
     "softmax": "softmax",
+    "log_softmax": "softmax",
+    "logsumexp": "softmax",
+    "exp": "softmax",
+    "check_targets": "cross_entropy",
+    "cross_entropy": "cross_entropy",
+    "cross_entropy_with_grad": "cross_entropy",
+    "relu": "elementwise",
+    "relu_backward": "elementwise",
+    "sgd_update": "elementwise",
+    "momentum_update": "elementwise",
+    "adam_update": "elementwise",
+    "gather": "elementwise",
+    "gather_bytes": "elementwise",
 }
 
 
@@ -27,20 +40,21 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
     A dict, because the look-up stands in front of every call: ``KERNELS["softmax"][dtype]`` costs about 30 ns.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, module: str) -> None:
         super().__init__()
         self.name = name
+        self.module = module
 
     def __missing__(self, dtype: np.dtype) -> Callable[..., Any]:
         with building():
             if dtype not in self:  # another thread may have built it while this one waited
                 jit = import_module("._jit", __name__)
-                module = import_module("." + MODULES[self.name], __name__)
+                module = import_module("." + self.module, __name__)
                 self[dtype] = jit.build(getattr(module, self.name), dtype)
         return self[dtype]
 
 
-KERNELS: dict[str, Kernel] = {name: Kernel(name) for name in MODULES}
+KERNELS: dict[str, Kernel] = {name: Kernel(name, module) for name, module in MODULES.items()}
 
 
 def kernel(name: str, dtype: np.dtype | str) -> Callable[..., Any]:

@@ -71,15 +71,19 @@ def folder() -> Path | None:
     return Path(base) / "fastsoftmax"
 
 
-def _sources() -> bytes:
-    """A hash over the source of every module of this folder: inlined helpers come from more than one file."""
+def _sources() -> bytes | None:
+    """A hash over the source of every module of this folder (inlined helpers come from more than one); None without."""
     digest = hashlib.sha256()
-    # Through importlib, not the file system, so that a package inside a zip file is read too.
-    files = importlib.resources.files(__package__).iterdir()
-    for file in sorted((f for f in files if f.name.endswith(".py")), key=lambda f: f.name):
-        content = file.read_bytes()
-        digest.update(f"{file.name} {len(content)}\n".encode() + content)
-    return digest.digest()
+    try:
+        # Through importlib, not the file system, so that a package inside a zip file is read too.
+        files = [f for f in importlib.resources.files(__package__).iterdir() if f.name.endswith(".py")]
+        for file in sorted(files, key=lambda f: f.name):
+            content = file.read_bytes()
+            digest.update(f"{file.name} {len(content)}\n".encode() + content)
+    except Exception as error:  # a loader of somebody else's
+        _log.debug("the kernels' sources cannot be read: %r", error)
+        return None
+    return digest.digest() if files else None
 
 
 # As they were when this process began to import kernels: a file edited later must not lend its hash to older code.
@@ -116,7 +120,7 @@ class DiskCache:
     def _locate(self, codegen: Any) -> tuple[Path, bytes] | None:
         """The file, and what its content must begin with: the format and the full stamp."""
         root = folder()
-        if root is None:
+        if root is None or _SOURCES is None:
             return None
         stamp = _stamp(self._options, codegen.magic_tuple())
         return root / stamp.hex()[:16] / f"{self._name}.bin", _FORMAT + stamp + self._name.encode() + b"\n"
