@@ -1,6 +1,7 @@
 """The table of operations that drives the tests. A new operation is one row.
 
-A case makes its own arguments, knows which of them run along the rows, and how its result is compared with reference.py.
+A case makes its own arguments, knows which of them run along the rows, and how its result is compared with
+reference.py.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ class Case:
     variant: str
     arguments: Callable  # (rng, dtype, n_rows, n_classes) -> (positional arrays, options)
     kind: str = "exact"  # how results are compared: exact, weighted or product
-    by_row: tuple = (
-        0,
-    )  # the arguments, by position or name, that have one entry a row; () if rows are not independent
+    by_row: tuple = (0,)  # arguments, by position or name, with one entry a row; () if rows are not independent
     out: bool = False  # takes out=
     in_place: int | None = None  # the argument that out= may be
     options: tuple = ()  # constant options, (name, value) pairs

@@ -8,8 +8,8 @@ from hypothesis import settings
 
 import fastsoftmax
 
-# The first call of a kernel compiles it, for a second: no deadline. The same examples every time: a test that fails fails
-# for everybody.
+# The first call of a kernel compiles it, for a second: no deadline. The same examples every time: a test that fails
+# fails for everybody.
 settings.register_profile("fastsoftmax", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("fastsoftmax")
 

@@ -63,7 +63,7 @@ def underflow(rng, dtype, n_rows, n_classes):
     return z, targets
 
 
-# (name, maker, rows, classes): 10 takes the short-row path, 100 and 1,000 the long one with a tail, 16 the long one without.
+# (name, maker, rows, classes): 10 is a short row, 100 and 1,000 are full vectors and a tail, 16 has no tail.
 EXACTNESS = [
     ("normal", normal, 2000, 10),
     ("normal", normal, 600, 16),

@@ -1,8 +1,8 @@
 """Every operation, naive, in long double: written for clarity alone, whole arrays at a time.
 
-The only care taken is what the truth itself needs, for a long double cancels as well (a margin of 80 is e-35, and it has
-19 digits): the logarithm of a row's sum is log1p over all but one maximum, and 1 - p of that maximum is the others' share.
-``mp_row`` is the same in mpmath with digits enough to have no such care; test_numerics.py compares the two.
+The only care taken is what the truth itself needs, for a long double cancels as well (a margin of 80 is e-35, and it
+has 19 digits): the logarithm of a row's sum is log1p over all but one maximum, and 1 - p of that maximum is the others'
+share. ``mp_row`` is the same in mpmath with digits enough to have no such care; test_numerics.py compares the two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 LD = np.longdouble
-# The truth for float64 needs more digits than float64: x87 has 64 bits. Where long double is double, nothing can be said.
+# The truth for float64 needs more digits than float64 has: x87 has 64 bits. Where long double is double, there is none.
 EXTENDED = np.finfo(LD).nmant >= 63
 
 
@@ -193,7 +193,7 @@ def gradient_scale(
     reduction="mean",
     grad_loss=None,
 ):
-    """Size of the target's share q of each gradient element: where p sum(q) cancels against it, rounding is of this size."""
+    """Size of the target's share q of each gradient element: where p sum(q) cancels, rounding is of that size."""
     q, s, kept, mean_weight = _targets(
         logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
     )

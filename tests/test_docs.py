@@ -17,11 +17,12 @@ README = Path(__file__).parent.parent / "README.md"
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 # Modules that stand on packages which the core does not need.
 NEEDS = {
-    "sklearn": "sklearn",
+    "fastsoftmax.sklearn": "sklearn",
     "_torch_module": "torch",
     "_peers.torch_": "torch",
     "_peers.jax_": "jax",
     "_peers.sklearn_": "sklearn",
+    "_peers.scipy_": "scipy",
 }
 
 
@@ -69,11 +70,8 @@ def test_docstrings(name):
 
 def test_public_functions_have_examples():
     """A docstring without an example is one nobody has tried."""
-    without = [
-        name
-        for name in fastsoftmax.__all__
-        if callable(getattr(fastsoftmax, name))
-        and not doctest.DocTestParser().get_examples(getattr(fastsoftmax, name).__doc__ or "")
-    ]
+    examples = doctest.DocTestParser().get_examples
+    public = {name: getattr(fastsoftmax, name) for name in fastsoftmax.__all__}
+    without = [name for name, value in public.items() if callable(value) and not examples(value.__doc__ or "")]
     # Nothing to see in an example: they print or compile.
     assert set(without) <= {"warmup", "show_config", "set_num_threads", "get_num_threads", "num_threads"}, without

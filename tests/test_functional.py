@@ -1,4 +1,4 @@
-"""Every operation of the table: values, shapes and dtypes, whatever the input looks like, and what may be written where."""
+"""Every operation of the table: values, shapes and dtypes, whatever the input looks like; what may be written where."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tolerance import EXACT, assert_same_bits, assert_ulps
 import fastsoftmax as fs
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-# Rows and classes: one of each; two, where one class is all the others; fewer classes than lanes; the same with more rows
-# than lanes and a remainder; a multiple of the lanes; full vectors and a tail; more than one unrolled step.
+# Rows and classes: one of each; two, where one class is all the others; fewer classes than lanes; the same with more
+# rows than lanes and a remainder; a multiple of the lanes; full vectors and a tail; more than one unrolled step.
 SHAPES = [(1, 1), (1, 2), (7, 3), (37, 10), (3, 32), (5, 100), (2, 1000)]
 
 
@@ -96,13 +96,9 @@ def test_out_is_written_and_returned(case, dtype):
     arrays, options = case.make(dtype, 19, 10)
     expected = case.call(arrays, options)
     gradient = expected[1] if isinstance(expected, tuple) else expected
-    for make in (
-        np.empty_like,
-        lambda a: np.asfortranarray(np.empty_like(a)),
-        lambda a: np.empty(a.size * 2, a.dtype)[::2].reshape(a.shape),
-    ):
-        out = make(gradient)
-        out[...] = 7
+    for layout in ("C", "fortran", "strided", "reversed"):
+        out = np.full_like(gradient, 7)
+        out = out if layout == "C" else inputs.LAYOUTS[layout](out)
         result = case.call(arrays, {**options, "out": out})
         assert (result[1] if isinstance(result, tuple) else result) is out
         assert_same_bits(result, expected)
@@ -389,19 +385,14 @@ def test_masked_classes_are_exactly_absent(dtype):
 @pytest.mark.parametrize("n_classes", [1, 3, 10, 100])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_nan_and_infinity_spoil_their_row_and_no_other(poison, n_classes, dtype):
+    def everything(z, t):
+        return fs.softmax(z), fs.log_softmax(z), *fs.cross_entropy_with_grad(z, t, reduction="none")
+
     for position in {0, n_classes // 2, n_classes - 1}:
         logits, targets = inputs.normal(np.random.default_rng(1), dtype, 37, n_classes)
-        clean = (
-            fs.softmax(logits),
-            fs.log_softmax(logits),
-            *fs.cross_entropy_with_grad(logits, targets, reduction="none"),
-        )
+        clean = everything(logits, targets)
         logits[5, position] = poison
-        spoilt = (
-            fs.softmax(logits),
-            fs.log_softmax(logits),
-            *fs.cross_entropy_with_grad(logits, targets, reduction="none"),
-        )
+        spoilt = everything(logits, targets)
         others = np.arange(37) != 5
         for before, after in zip(clean, spoilt):
             assert_same_bits(after[others], before[others])
@@ -451,7 +442,7 @@ def test_a_call_allocates_its_outputs_and_a_row_a_thread(function, n_classes, dt
         del result
         gc.collect()
         tracemalloc.start()
-        result = call(*arguments)
+        call(*arguments)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     rows = 2 * n_classes * dtype.itemsize

@@ -1,7 +1,7 @@
 """How exact: the worst element over inputs on which the usual formulas lose everything, beside the peers' errors.
 
-The limits are those of tolerance.py, in ulps of each single element: nothing is averaged, and nothing is excused because
-it is small. Every comparison lands in the table that conftest.py prints.
+The limits are those of tolerance.py, in ulps of each single element: nothing is averaged, and nothing is excused
+because it is small. Every comparison lands in the table that conftest.py prints.
 """
 
 from __future__ import annotations

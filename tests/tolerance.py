@@ -65,8 +65,8 @@ def assert_ulps(result, truth, limit, *, scale=None, label="") -> None:
 def assert_products(result, truth, magnitude, *, label="") -> None:
     """Fail unless a sum of products is within ``PRODUCT`` eps of the sum of the absolute values, ``magnitude``.
 
-    The error of a dot product is bounded by the sum of the absolute values of its terms and not by the result, which may
-    have cancelled; sqrt(n) eps is what blocked summation keeps to, with room.
+    The error of a dot product is bounded by the sum of the absolute values of its terms and not by the result, which
+    may have cancelled.
     """
     result = np.asarray(result)
     truth = np.asarray(truth, dtype=np.longdouble)
@@ -83,8 +83,8 @@ def assert_products(result, truth, magnitude, *, label="") -> None:
 def assert_same_bits(result, expected, *, label="") -> None:
     """Fail unless two results (arrays, floats, None, or tuples of them) are the same to the last bit."""
     if isinstance(expected, tuple):
-        assert isinstance(result, tuple) and len(result) == len(expected), label
-        for i, (r, e) in enumerate(zip(result, expected)):
+        assert isinstance(result, tuple), label
+        for i, (r, e) in enumerate(zip(result, expected, strict=True)):
             assert_same_bits(r, e, label=f"{label}[{i}]")
         return
     if expected is None:
@@ -92,7 +92,7 @@ def assert_same_bits(result, expected, *, label="") -> None:
         return
     assert type(result) is type(expected), f"{label}: {type(result)}, expected {type(expected)}"
     r, e = np.asarray(result), np.asarray(expected)
-    assert r.dtype == e.dtype and r.shape == e.shape, f"{label}: {r.dtype}{r.shape}, expected {e.dtype}{e.shape}"
+    assert (r.dtype, r.shape) == (e.dtype, e.shape), f"{label}: {r.dtype}{r.shape}, expected {e.dtype}{e.shape}"
     bits = f"u{r.dtype.itemsize}"
     different = np.ascontiguousarray(r).view(bits) != np.ascontiguousarray(e).view(bits)
     if r.dtype.kind == "f":
@@ -100,5 +100,6 @@ def assert_same_bits(result, expected, *, label="") -> None:
     if different.any():
         at = np.unravel_index(np.argmax(different), different.shape)
         raise AssertionError(
-            f"{label}: {int(different.sum())} of {different.size} elements differ, the first at {at}: {r[at]!r} and {e[at]!r}"
+            f"{label}: {int(different.sum())} of {different.size} elements differ, "
+            f"the first at {at}: {r[at]!r} and {e[at]!r}"
         )
