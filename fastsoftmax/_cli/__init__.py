@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 COMMANDS = {
     "demo": "train on the digits that come with the package and compare with plain NumPy (the default)",
@@ -26,11 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastsoftmax", description="Softmax, its losses and gradients, compiled by Numba.")
     subparsers = parser.add_subparsers(dest="command", metavar="command")
     for name, text in COMMANDS.items():
-        subparser = subparsers.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        _module(name).add_arguments(subparser)
-    args = parser.parse_args(["demo"] if not (argv := sys.argv[1:] if argv is None else list(argv)) else argv)
+        _module(name).add_arguments(subparsers.add_parser(name, help=text, description=text))
+    args = parser.parse_args((sys.argv[1:] if argv is None else list(argv)) or ["demo"])
     try:
         return _module(args.command).run(args)
     except KeyboardInterrupt:
@@ -46,5 +44,5 @@ def fail(message: object, code: int = 2) -> int:
     return code
 
 
-def _module(command: str):  # noqa: ANN202
+def _module(command: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{command}")

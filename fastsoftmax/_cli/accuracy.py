@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 from .. import _peers
 from .._peers.accuracy import INPUTS, OPERATIONS, worst_ulps
+from .bench import progress
 from .table import show
 
 
-def print_accuracy(ops: list[str], dtypes: list[str]) -> int:
-    """One table per operation; exit code 0."""
-    from tqdm import tqdm
-
-    print("Worst error in ulps against a long-double truth; 1e7 (float32) or 1e16 (float64) means that no digit is right.")
+def print_accuracy(ops: list[str], dtypes: list[str], as_json: bool = False) -> int:
+    """One table per operation."""
+    if not as_json:
+        print("Worst error in ulps against a long-double truth; 1e7 (float32) or 1e15 (float64): no digit is right.")
     for op in (op for op in OPERATIONS if op in ops):
-        skipped = ("copyto", "fastsoftmax_out")
-        names = [name for name in _peers.TABLE[op] if name not in skipped and not _peers.absent(name)]
+        names = [n for n in _peers.TABLE[op] if n not in ("copyto", "fastsoftmax_out") and not _peers.absent(n)]
         rows = []
-        for inputs, (_, text) in tqdm(INPUTS.items(), desc=op, leave=False, disable=None):
-            for dtype in dtypes:
-                errors = (worst_ulps(op, name, inputs, dtype) for name in names)
-                rows.append([text, dtype, *("-" if error is None else f"{error:.3g}" for error in errors)])
-        print()
-        show([op, "dtype", *names], rows, 2)
+        for inputs, dtype in progress([(inputs, dtype) for inputs in INPUTS for dtype in dtypes], op):
+            errors = {name: worst_ulps(op, name, inputs, dtype) for name in names}
+            if as_json:
+                print(json.dumps({"op": op, "inputs": inputs, "dtype": dtype, "ulps": errors}), flush=True)
+            rows.append([INPUTS[inputs][1], dtype, *("-" if e is None else f"{e:.3g}" for e in errors.values())])
+        if not as_json:
+            print()
+            show([op, "dtype", *names], rows, 2)
     return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from .. import _peers
 from .._peers import timing
@@ -23,13 +24,16 @@ SHAPES = {
 }
 LOGITS_SHAPES = "1x10,128x10,8192x10,128x1000,1024x1000"
 
+Item = TypeVar("Item")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ops", type=_ops, default=list(_peers.TABLE), metavar="A,B", help="which operations; all by default")
-    parser.add_argument("--shapes", type=_words, metavar="128x10,..", help="rows x classes, rows x in x out; by operation if not given")
-    parser.add_argument("--dtype", type=_dtypes, default=["float32"], metavar="float32,float64", help="precisions")
-    parser.add_argument("--threads", type=_counts, default=[1], metavar="1,2", help="thread counts; 1 is pinned to one core")
-    parser.add_argument("--seconds", type=float, default=0.5, help="time spent on one line of the table")
+    parser.add_argument("--ops", type=_ops, default=list(_peers.TABLE), metavar="A,B", help="operations (all of them)")
+    parser.add_argument("--shapes", type=_shapes, metavar="128x10,..", help="rows x classes or rows x in x out (by operation)")
+    parser.add_argument("--dtype", type=_dtypes, default=["float32"], metavar="float32,float64", help="precisions (float32)")
+    parser.add_argument("--threads", type=_counts, default=[1], metavar="1,2", help="thread counts; 1 is pinned to a core (1)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time spent on one line of a table (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of tables")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--accuracy", action="store_true", help="worst errors in ulps instead of times")
     what.add_argument("--step", action="store_true", help="where the time of an MLP's training step goes")
@@ -43,61 +47,74 @@ def run(args: argparse.Namespace) -> int:
     if args.accuracy:
         from .accuracy import print_accuracy
 
-        return print_accuracy(args.ops, args.dtype)
+        return print_accuracy(args.ops, args.dtype, args.json)
     if args.step:
         from .step import print_step
 
         return print_step(args.shapes, args.dtype, args.threads[0], args.seconds)
     if args.dropin:
         return _dropin(args)
-    return print_times(args.ops, args.shapes, args.dtype, args.threads[0], args.seconds)
+    return print_times(args)
 
 
-def print_times(ops: list[str], shapes: list[str] | None, dtypes: list[str], n_threads: int, seconds_each: float) -> int:
-    """One table per operation: median time of each implementation, and the best peer's over ours."""
-    print(f"Median time of a call, {n_threads} thread{'s' * (n_threads > 1)}; implementations take turns.")
-    peers = [name for name in _implementations(ops) if name not in ("fastsoftmax", "fastsoftmax_out", "copyto")]
-    if missing := [name for name in peers if _peers.absent(name)]:
-        print("Not installed, or switched off:", ", ".join(missing))
-    failed = 0
-    for op in ops:
+def print_times(args: argparse.Namespace) -> int:
+    """One table per operation: median time of each implementation, and the best peer's over ours. 1 if a result was wrong."""
+    n_threads, failed = args.threads[0], 0
+    if not args.json:
+        print(f"Median time of a call, {n_threads} thread{'s' * (n_threads > 1)}; implementations take turns.")
+        names = dict.fromkeys(name for op in args.ops for name in _peers.TABLE[op])
+        if missing := [name for name in names if _peers.absent(name)]:
+            print("Not installed, or switched off:", ", ".join(missing))
+    for op in args.ops:
         names = [name for name in _peers.TABLE[op] if not _peers.absent(name)]
-        wanted = shapes or SHAPES.get(op, LOGITS_SHAPES).split(",")
-        fitting = [shape for shape in wanted if _fits(op, shape)]
-        if not fitting:
-            continue
+        shapes = [shape for shape in args.shapes or _shapes_of(op) if shape.count("x") == _shapes_of(op)[0].count("x")]
         rows = []
-        for shape, dtype in _progress(op, [(shape, dtype) for shape in fitting for dtype in dtypes]):
-            try:
-                times = measure(op, shape, dtype, n_threads, names, seconds_each)
-            except AssertionError as error:
-                failed = fail(f"wrong result: {error}", 1)
-                continue
-            rows.append([shape, dtype, *(seconds(times[name]) for name in names), verdict(times)])
-        print()
-        show([op, "dtype", *(name.replace("fastsoftmax_out", "with out=") for name in names), "best peer / ours"], rows, 2)
+        for shape, dtype in progress([(shape, dtype) for shape in shapes for dtype in args.dtype], op):
+            times, errors = measure(op, shape, dtype, n_threads, names, args.seconds)
+            for message in errors.values():
+                failed = fail(message, 1)
+            if args.json:
+                cell = {"op": op, "shape": shape, "dtype": dtype, "n_threads": n_threads, "seconds": times, "errors": errors}
+                print(json.dumps(cell), flush=True)
+            rows.append([shape, dtype, *(seconds(times[n]) if n in times else "failed" for n in names), verdict(times)])
+        if rows and not args.json:
+            print()
+            show([op, "dtype", *(n.replace("fastsoftmax_out", "with out=") for n in names), "best peer / ours"], rows, 2)
     return failed
 
 
-def measure(op: str, shape: str, dtype: str, n_threads: int, names: list[str], seconds_each: float) -> dict[str, float]:
-    """Median seconds of each implementation on the same arrays, measured in turn after each has been checked."""
+def measure(
+    op: str, shape: str, dtype: str, n_threads: int, names: Iterable[str], seconds_each: float
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Median seconds of each implementation on the same arrays, in turn; and what is wrong with those not timed."""
     case = _peers.make_case(op, shape, dtype, n_threads)
-    calls: dict[str, Callable[[], Any]] = {}
+    calls, errors = {}, {}
     for name in names:
-        call = _peers.ready(case, name)
+        try:
+            call = _peers.ready(case, name) if name in _peers.TABLE[op] else None
+        except Exception as error:  # a stranger's failure must not end the table
+            errors[name] = f"{name} {op} {shape} {dtype}: {type(error).__name__}: {error}"
+            continue
         if call is not None:
             calls[name] = call
-    return timing.in_turn(calls, seconds_each)
+    return timing.in_turn(calls, seconds_each), errors
 
 
 def verdict(times: dict[str, float]) -> str:
-    """``3.1x torch``: how much longer the best peer takes than the better of our forms."""
+    """``3.10x torch``: how much longer the best peer takes than the better of our forms."""
+    ours = [time for name, time in times.items() if name.startswith("fastsoftmax")]
     peers = {name: time for name, time in times.items() if not name.startswith(("fastsoftmax", "copyto"))}
-    if not peers:
+    if not peers or not ours:
         return "-"
     best = min(peers, key=peers.__getitem__)
-    ours = min(time for name, time in times.items() if name.startswith("fastsoftmax"))
-    return f"{peers[best] / ours:.2f}x {best}"
+    return f"{peers[best] / min(ours):.2f}x {best}"
+
+
+def progress(items: Iterable[Item], what: str) -> Iterator[Item]:
+    """`items`, under a progress bar that leaves nothing behind and is not there when nobody looks."""
+    from tqdm import tqdm
+
+    return iter(tqdm(list(items), desc=what, leave=False, disable=None))
 
 
 def _dropin(args: argparse.Namespace) -> int:
@@ -112,30 +129,19 @@ def _again(args: argparse.Namespace, n_threads: int) -> int:
     command = [sys.executable, "-m", "fastsoftmax", "bench", "--threads", str(n_threads), "--ops", ",".join(args.ops)]
     command += ["--dtype", ",".join(args.dtype), "--seconds", str(args.seconds)]
     command += ["--shapes", ",".join(args.shapes)] if args.shapes else []
-    command += [f"--{flag}" for flag in ("accuracy", "step", "dropin") if getattr(args, flag)]
+    command += [f"--{flag}" for flag in ("json", "accuracy", "step", "dropin") if getattr(args, flag)]
     sys.stdout.flush()
     return subprocess.run(command, check=False).returncode
 
 
-def _implementations(ops: list[str]) -> list[str]:
-    return list(dict.fromkeys(name for op in ops for name in _peers.TABLE[op]))
+def _shapes_of(op: str) -> list[str]:
+    return SHAPES.get(op, LOGITS_SHAPES).split(",")
 
 
-def _fits(op: str, shape: str) -> bool:
-    """Sizes of one command line may be of several kinds; each operation takes those with its number of dimensions."""
-    return shape.count("x") == SHAPES.get(op, LOGITS_SHAPES).split(",")[0].count("x")
-
-
-def _progress(op: str, work: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    from tqdm import tqdm
-
-    return iter(tqdm(work, desc=op, leave=False, disable=None))
-
-
-def _words(text: str) -> list[str]:
-    words = [word for word in text.lower().replace(" ", "").split(",") if word]
+def _shapes(text: str) -> list[str]:
+    words = text.lower().replace(" ", "").split(",")
     for word in words:
-        if not all(size.isdigit() and int(size) > 0 for size in word.split("x")) or word.count("x") not in (1, 2, 3):
+        if word.count("x") not in (1, 2, 3) or not all(size.isdigit() and int(size) for size in word.split("x")):
             raise argparse.ArgumentTypeError(f"expected sizes like 128x10 or 128x784x10, got {word!r}")
     return words
 
@@ -149,11 +155,10 @@ def _dtypes(text: str) -> list[str]:
 
 
 def _choice(text: str, allowed: list[str]) -> list[str]:
-    words = text.split(",")
-    for word in words:
+    for word in text.split(","):
         if word not in allowed:
             raise argparse.ArgumentTypeError(f"expected one or more of {', '.join(allowed)}, got {word!r}")
-    return words
+    return text.split(",")
 
 
 def _counts(text: str) -> list[int]:
@@ -161,3 +166,5 @@ def _counts(text: str) -> list[int]:
     if not all(1 <= count <= (os.cpu_count() or 1) for count in counts):
         raise argparse.ArgumentTypeError(f"expected thread counts from 1 to {os.cpu_count()}, got {text!r}")
     return counts
+
+

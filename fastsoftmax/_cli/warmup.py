@@ -6,6 +6,7 @@ import argparse
 from time import perf_counter
 
 from .. import warmup
+from .bench import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     start = perf_counter()
-    for dtype in tqdm(args.dtype, desc="compiling", leave=False, disable=None):
+    for dtype in progress(args.dtype, "compiling"):
         warmup((dtype,))
     print(f"{', '.join(args.dtype)}: ready in {perf_counter() - start:.1f} s")
     return 0

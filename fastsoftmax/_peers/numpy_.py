@@ -36,8 +36,8 @@ def _softmax(z: Any, axis: int, *buffers: Any) -> Any:
 
 
 def softmax(case: Case, axis: int = 1) -> Callable[[], Any]:
-    kept = _sum_exp(case.logits, axis)
-    return fastest(lambda: _softmax(case.logits, axis), lambda: _softmax(case.logits, axis, *kept))
+    z, kept = case.logits, _sum_exp(case.logits, axis)
+    return fastest(lambda: _softmax(z, axis), lambda: _softmax(z, axis, *kept))
 
 
 def softmax_axis0(case: Case) -> Callable[[], Any]:
@@ -54,8 +54,8 @@ def _log_softmax(z: Any, m: Any = None, shifted: Any = None, s: Any = None, e: A
 
 
 def log_softmax(case: Case) -> Callable[[], Any]:
-    kept = (*_sum_exp(case.logits), np.ones_like(case.logits))
-    return fastest(lambda: _log_softmax(case.logits), lambda: _log_softmax(case.logits, *kept))
+    z, kept = case.logits, (*_sum_exp(case.logits), np.ones_like(case.logits))
+    return fastest(lambda: _log_softmax(z), lambda: _log_softmax(z, *kept))
 
 
 def _logsumexp(z: Any, *buffers: Any) -> Any:
@@ -64,8 +64,8 @@ def _logsumexp(z: Any, *buffers: Any) -> Any:
 
 
 def logsumexp(case: Case) -> Callable[[], Any]:
-    kept = _sum_exp(case.logits)
-    return fastest(lambda: _logsumexp(case.logits), lambda: _logsumexp(case.logits, *kept))
+    z, kept = case.logits, _sum_exp(case.logits)
+    return fastest(lambda: _logsumexp(z), lambda: _logsumexp(z, *kept))
 
 
 def softmax_backward(case: Case) -> Callable[[], Any]:
@@ -90,8 +90,9 @@ def cross_entropy(case: Case) -> Callable[[], Any]:
 
 
 def _with_grad(z: Any, targets: Any, rows: Any, *buffers: Any) -> tuple[Any, Any]:
+    at_target = z[rows, targets]  # read first: one of the buffers may be z itself
     m, grad, s = _sum_exp(z, 1, *buffers)
-    loss = np.mean(np.log(s[:, 0]) - (z[rows, targets] - m[:, 0]))
+    loss = np.mean(np.log(s[:, 0]) - (at_target - m[:, 0]))
     s *= len(z)
     grad /= s
     grad[rows, targets] -= 1 / len(z)
@@ -130,7 +131,7 @@ def linear_cross_entropy_with_grad(case: Case, need_grad_x: bool = True) -> Call
     x, weight, bias, targets, rows = case.x, case.weight, case.bias, case.targets, np.arange(case.n_rows)
     logits = x @ weight
     grad_x, grad_weight, grad_bias = np.ones_like(x), np.ones_like(weight), np.ones_like(bias)
-    kept = _sum_exp(logits)
+    kept = np.empty_like(logits[:, :1]), logits, np.empty_like(logits[:, :1])  # the gradient takes the logits' place
 
     def call() -> Any:
         np.matmul(x, weight, out=logits)

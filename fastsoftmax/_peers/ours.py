@@ -14,39 +14,48 @@ def set_threads(n_threads: int) -> None:
 
 
 def softmax(case: Case) -> Callable[[], Any]:
-    return lambda: F.softmax(case.logits)
+    z = case.logits
+    return lambda: F.softmax(z)
 
 
 def softmax_axis0(case: Case) -> Callable[[], Any]:
-    return lambda: F.softmax(case.logits, axis=0)
+    z = case.logits
+    return lambda: F.softmax(z, axis=0)
 
 
 def log_softmax(case: Case) -> Callable[[], Any]:
-    return lambda: F.log_softmax(case.logits)
+    z = case.logits
+    return lambda: F.log_softmax(z)
 
 
 def logsumexp(case: Case) -> Callable[[], Any]:
-    return lambda: F.logsumexp(case.logits)
+    z = case.logits
+    return lambda: F.logsumexp(z)
 
 
 def softmax_backward(case: Case) -> Callable[[], Any]:
-    return lambda: F.softmax_backward(case.grad_probs, case.probs)
+    grad, probs = case.grad_probs, case.probs
+    return lambda: F.softmax_backward(grad, probs)
 
 
 def cross_entropy(case: Case) -> Callable[[], Any]:
-    return lambda: F.cross_entropy(case.logits, case.targets, reduction="none")
+    z, targets = case.logits, case.targets
+    return lambda: F.cross_entropy(z, targets, reduction="none")
 
 
 def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
-    return lambda: F.cross_entropy_with_grad(case.logits, case.targets)
+    z, targets = case.logits, case.targets
+    return lambda: F.cross_entropy_with_grad(z, targets)
 
 
 def affine(case: Case) -> Callable[[], Any]:
-    return lambda: F.affine(case.x, case.weight, case.bias)
+    x, weight, bias = case.x, case.weight, case.bias
+    return lambda: F.affine(x, weight, bias)
 
 
 def affine_backward(case: Case) -> Callable[[], Any]:
-    return lambda: F.affine_backward(case.grad_out, case.x, case.weight)
+    grad_out, x, weight = case.grad_out, case.x, case.weight
+    return lambda: F.affine_backward(grad_out, x, weight)
 
 
 def linear_cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
@@ -69,11 +78,12 @@ def linear_cross_entropy_grad_weight(case: Case) -> Callable[[], Any]:
 
 def training_epoch(case: Case) -> Callable[[], Any]:
     from ..models import MLP
+    from ..optimizers import SGD
 
-    model = MLP(hidden=(case.shape[2],), learning_rate=LEARNING_RATE, batch_size=BATCH, optimizer="sgd")
+    model = MLP(hidden=(case.shape[2],), optimizer=SGD(LEARNING_RATE))
 
     def call() -> Any:
-        model.partial_fit(case.x, case.targets)
+        model.fit(case.x, case.targets, epochs=1, batch_size=BATCH)  # shuffled as the others' are
         return model.predict
 
     return call

@@ -19,29 +19,35 @@ __all__ = ["affine", "cross_entropy_with_grad", "log_softmax", "set_threads", "s
 
 def softmax(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.logits)
-    return lambda: F.softmax(case.logits, out=out)
+    z = case.logits
+    return lambda: F.softmax(z, out=out)
 
 
 def softmax_axis0(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.logits)
-    return lambda: F.softmax(case.logits, axis=0, out=out)
+    z = case.logits
+    return lambda: F.softmax(z, axis=0, out=out)
 
 
 def log_softmax(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.logits)
-    return lambda: F.log_softmax(case.logits, out=out)
+    z = case.logits
+    return lambda: F.log_softmax(z, out=out)
 
 
 def softmax_backward(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.probs)
-    return lambda: F.softmax_backward(case.grad_probs, case.probs, out=out)
+    grad, probs = case.grad_probs, case.probs
+    return lambda: F.softmax_backward(grad, probs, out=out)
 
 
 def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.logits)
-    return lambda: F.cross_entropy_with_grad(case.logits, case.targets, out=out)
+    z, targets = case.logits, case.targets
+    return lambda: F.cross_entropy_with_grad(z, targets, out=out)
 
 
 def affine(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.grad_out)
-    return lambda: F.affine(case.x, case.weight, case.bias, out=out)
+    x, weight, bias = case.x, case.weight, case.bias
+    return lambda: F.affine(x, weight, bias, out=out)

@@ -66,12 +66,23 @@ def affine_backward(case: Case) -> tuple[Any, ...]:
 
 
 def linear_cross_entropy_with_grad(case: Case, need_grad_x: bool = True) -> tuple[Any, ...]:
-    head = Case(case.op, (case.n_rows, case.n_classes))
-    head.logits, head.targets = affine(case), case.targets  # a cached_property may be set
-    loss, grad_logits = cross_entropy_with_grad(head)
-    x, weight = _wide(case.x), _wide(case.weight)
-    grads = (x.T @ grad_logits, grad_logits.sum(axis=0))
-    return (loss, grad_logits @ weight.T, *grads) if need_grad_x else (loss, *grads)
+    """By blocks of rows: the logits of a large vocabulary would take gigabytes in float64."""
+    weight = _wide(case.weight)
+    loss, grad_weight, grad_bias, grads_x = 0.0, np.zeros(weight.shape), np.zeros(weight.shape[1]), []
+    for start in range(0, case.n_rows, 1024):
+        rows = slice(start, start + 1024)
+        x, targets = _wide(case.x[rows]), case.targets[rows]
+        head = Case("cross_entropy_with_grad", (len(x), case.n_classes))
+        head.logits, head.targets = x @ weight + case.bias, targets  # a cached_property may be set
+        block_loss, grad_logits = cross_entropy_with_grad(head)
+        share = len(x) / case.n_rows
+        grad_logits *= share
+        loss += block_loss * share
+        grad_weight += x.T @ grad_logits
+        grad_bias += grad_logits.sum(axis=0)
+        if need_grad_x:
+            grads_x.append(grad_logits @ weight.T)
+    return (loss, np.concatenate(grads_x), grad_weight, grad_bias) if need_grad_x else (loss, grad_weight, grad_bias)
 
 
 def linear_cross_entropy_grad_weight(case: Case) -> tuple[Any, ...]:
