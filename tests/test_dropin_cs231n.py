@@ -1,4 +1,4 @@
-"""CS231n's own numbers (its notebooks print them), its own way of checking gradients, and its formulas in plain NumPy."""
+"""CS231n's own numbers, as its notebooks print them, its way of checking gradients, its formulas in plain NumPy."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_eval_numerical_gradient_finds_known_derivatives_and_restores_x(capsys):
 
 def test_numerical_gradient_of_an_integer_array_is_refused():
     """Moving an integer by 1e-5 does nothing: the course's function returns zeros there."""
-    with pytest.raises(TypeError, match="floating-point array.*int64"):
+    with pytest.raises(TypeError, match=r"floating-point array.*int64"):
         cs231n.eval_numerical_gradient(lambda x: float(np.sum(x)), np.arange(3, dtype=np.int64), verbose=False)
 
 
@@ -275,7 +275,7 @@ def test_scores_that_overflow_the_naive_formula(rng):
         exps = np.exp(X @ W)
         assert np.isnan(exps / exps.sum(axis=1, keepdims=True)).any()
     loss, dW = cs231n.softmax_loss_vectorized(W, X, y, 0.0)
-    assert loss == pytest.approx(1000 / 3 + math.log(2) / 3, rel=1e-15)  # row 1 ties two classes at 0, 1000 above its own
+    assert loss == pytest.approx((1000 + math.log(2)) / 3, rel=1e-15)  # row 1: two classes tie, 1000 above its own
     assert np.isfinite(dW).all()
 
 

@@ -3,9 +3,9 @@
 >>> from fastsoftmax.dropin.cs231n import softmax_loss_vectorized     # was: from cs231n.classifiers.softmax import ...
 
 Conventions of the course, kept: rows are samples, ``W`` is (D, C) and the bias a column of ones in ``X`` for the linear
-classifier; losses are means over the rows; the linear classifier and the older `TwoLayerNet` penalise ``reg * sum(W * W)``
-(gradient ``2 * reg * W``), the newer network, here `TwoLayerNetFC`, ``0.5 * reg * sum(W * W)``. Random numbers come from
-NumPy's global generator in the course's order, so that a seeded notebook gives the numbers it gave before.
+classifier; losses are means over the rows; the linear classifier and the older `TwoLayerNet` penalise
+``reg * sum(W * W)`` (gradient ``2 * reg * W``), the newer network, here `TwoLayerNetFC`, ``0.5 * reg * sum(W * W)``.
+Random numbers come from NumPy's global generator in the course's order: a seeded notebook gives the numbers it gave.
 
 Every gradient is an array of its own; nothing is remembered between calls, so weights may be changed in place, as the
 gradient checkers do.
@@ -133,7 +133,7 @@ def softmax_loss_naive(W: Any, X: Any, y: Any, reg: float) -> tuple[float, Array
 
 
 class LinearClassifier:
-    """A linear classifier trained by stochastic gradient descent; subclasses give `loss`. ``W`` is (D, C) once trained."""
+    """A linear classifier trained by stochastic gradient descent; subclasses give `loss`. ``W`` is (D, C)."""
 
     def __init__(self) -> None:
         self.W: Array | None = None
@@ -217,7 +217,7 @@ class TwoLayerNet:
 
         Returns
         -------
-        dict of ``loss_history`` (one a step), ``train_acc_history`` (on the batch) and ``val_acc_history`` (one an epoch)
+        dict of ``loss_history`` (each step), ``train_acc_history`` (on the batch) and ``val_acc_history`` (each epoch)
         """
         X, y = np.asarray(X), np.asarray(y)
         iterations_per_epoch = max(X.shape[0] / batch_size, 1)  # a float, as in the course: it decides when rates decay
@@ -243,7 +243,7 @@ class TwoLayerNet:
 
 
 class TwoLayerNetFC:
-    """affine - ReLU - affine - softmax, as in fc_net.py: penalty ``0.5 * reg * sum(W * W)``, made for the course's Solver.
+    """affine - ReLU - affine - softmax, as in fc_net.py, for the course's Solver: penalty ``0.5 * reg * sum(W * W)``.
 
     Parameters
     ----------

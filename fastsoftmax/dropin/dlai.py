@@ -57,10 +57,10 @@ LinearCache = tuple[Any, Any, Any]
 
 
 def initialize_parameters_deep(layer_dims: Sequence[int], seed: int = 1, dtype: Any = np.float64) -> Parameters:
-    """First weights of a network: ``W{l}`` (n_l, n_(l-1)), normal numbers over sqrt(n_(l-1)), and ``b{l}`` (n_l, 1), zeros.
+    """First weights: ``W{l}`` (n_l, n_(l-1)), normal numbers over sqrt(n_(l-1)), and ``b{l}`` (n_l, 1), zeros.
 
-    The course seeds NumPy's global generator with 1 at this point and draws from it; the same numbers are drawn here from
-    a generator of their own, so that your own random numbers are left alone.
+    The course seeds NumPy's global generator with 1 at this point and draws from it; the same numbers are drawn here
+    from a generator of their own, so that your own random numbers are left alone.
     """
     rng = np.random.RandomState(seed)
     parameters = {}
@@ -144,23 +144,23 @@ def softmax(Z: Any) -> tuple[Array, Any]:
 
 
 def softmax_backward(dA: Any, cache: Any) -> Array:
-    """Gradient with respect to Z, of Z's shape: the vector-Jacobian product ``A * (dA - sum(A * dA))``, column by column.
+    """Gradient with respect to Z, of Z's shape: the vector-Jacobian product ``A * (dA - sum(A * dA))`` by columns.
 
     The derivative of a softmax is often written as its Jacobian, ``np.diagflat(s) - s @ s.T`` with
-    ``s = A.reshape(-1, 1)``. For 10 classes and 1000 samples that flattens a (10, 1000) array to 10,000 numbers and returns
-    a (10000, 10000) matrix in place of a gradient, and the next line of the backward pass fails:
+    ``s = A.reshape(-1, 1)``. For 10 classes and 1000 samples that flattens a (10, 1000) array to 10,000 numbers and
+    returns a (10000, 10000) matrix in place of a gradient, and the next line of the backward pass fails:
 
         dW = np.dot(dZ, A_prev.T) / m
         ValueError: shapes (10000,10000) and (20,1000) not aligned
 
-    The matrix is not what is wanted, even at the right size. Samples do not see each other, so there are 1000 Jacobians of
-    (10, 10), and backpropagation needs none of them, only their product with dA. That product has the shape of Z and costs
-    two passes over it:
+    The matrix is not what is wanted, even at the right size. Samples do not see each other, so there are 1000
+    Jacobians of (10, 10), and backpropagation needs none of them, only their product with dA. That product has the
+    shape of Z and costs two passes over it:
 
         dZ = softmax_backward(dA, Z)        # (10, 1000)
 
-    With a cross-entropy behind the softmax even this is a detour: the two together have the gradient ``A - Y``, which is
-    what `L_model_backward` uses. `softmax_jacobian` builds the matrix for those who want to see it.
+    With a cross-entropy behind the softmax even this is a detour: the two together have the gradient ``A - Y``, which
+    is what `L_model_backward` uses. `softmax_jacobian` builds the matrix for those who want to see it.
 
     Parameters
     ----------
@@ -238,8 +238,8 @@ def L_model_forward(X: Any, parameters: Parameters, head: str | None = None) -> 
 def compute_cost(AL: Any, Y: Any, head: str | None = None) -> np.float64:
     """Mean cross-entropy of probabilities AL (n_y, m) with targets Y of the same shape; `head` as in `L_model_forward`.
 
-    Softmax: ``-sum(Y * log(AL)) / m``. Sigmoid: ``-sum(Y * log(AL) + (1 - Y) * log(1 - AL)) / m``. A factor of 0 makes its
-    term exactly 0, so that a saturated, right output costs 0 and not NaN; a saturated wrong one costs infinity.
+    Softmax: ``-sum(Y * log(AL)) / m``. Sigmoid: ``-sum(Y * log(AL) + (1 - Y) * log(1 - AL)) / m``. A factor of 0
+    makes its term exactly 0: a saturated output costs 0 and not NaN if it is right, and infinity if it is wrong.
     """
     AL = np.asarray(AL)
     Y = np.reshape(Y, AL.shape)
@@ -413,8 +413,8 @@ def dense_forward(x: Any, W: Any, b: Any) -> Array:
 def dense_backward(dz: Any, x: Any, W: Any) -> tuple[Array, Array, Array]:
     """Gradients of `dense_forward`: ``dx = W.T @ dz``, ``dW = dz @ x.T`` (the outer product of vectors), ``db = dz``.
 
-    dz and x are vectors (n_out,), (n_in,), or columns (n_out, m), (n_in, m); the gradients of several columns add up, with
-    no division: db is then (n_out, 1). dx has x's shape, dW is (n_out, n_in); all are new arrays.
+    dz and x are vectors (n_out,), (n_in,), or columns (n_out, m), (n_in, m); the gradients of several columns add up,
+    with no division: db is then (n_out, 1). dx has x's shape, dW is (n_out, n_in); all are new arrays.
     """
     dx, dW, db = functional.affine_backward(_columns(dz), _columns(x), np.transpose(W))
     return (dx[0], dW.T, db) if np.ndim(x) == 1 else (dx.T, dW.T, db[:, None])

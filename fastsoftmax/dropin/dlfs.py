@@ -3,11 +3,11 @@
 >>> from fastsoftmax.dropin.dlfs import Affine, Relu, SoftmaxWithLoss     # was: from common.layers import ...
 
 Conventions of the book, kept: rows are samples, ``W`` is (n_in, n_out), a layer holds its weights by reference (an
-optimiser that updates them in place is seen), targets are one-hot rows or labels and are told apart by their size, losses
-are means over the batch, the first weights come from NumPy's global generator in the book's order.
+optimiser that updates them in place is seen), targets are one-hot rows or labels and are told apart by their size,
+losses are means over the batch, the first weights come from NumPy's global generator in the book's order.
 
-Mended: the loss is exact, with no 1e-7 inside the logarithm; `SoftmaxWithLoss.backward` honours ``dout``; `Relu.backward`
-does not write into ``dout``; `MultiLayerNet.gradient` includes the weight decay.
+Mended: the loss is exact, with no 1e-7 inside the logarithm; `SoftmaxWithLoss.backward` honours ``dout``;
+`Relu.backward` does not write into ``dout``; `MultiLayerNet.gradient` includes the weight decay.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def cross_entropy_error(y: Any, t: Any, delta: float = 0.0) -> float:
     ----------
     y : array of shape (n_rows, n_classes), or (n_classes,) for one sample: probabilities, as `softmax` gives them
     t : one-hot or probability rows of y's shape, or labels of shape (n_rows,)
-    delta : float, added inside the logarithm. The book writes 1e-7 there to keep log(0) away; that also keeps every loss
-        below 16.12 and bends its slope, so that numerical and analytic gradients part where the net is confident.
+    delta : float, added inside the logarithm. The book writes 1e-7 there to keep log(0) away; that also keeps every
+        loss below 16.12 and bends its slope, so that numerical and analytic gradients part where the net is confident.
 
     Returns
     -------
-    float, ``-sum(t * log(y + delta)) / n_rows``. Where t is 0 the entry contributes exactly 0, whatever y is; where y is 0
-    under a positive t the loss is infinite, and says so.
+    float, ``-sum(t * log(y + delta)) / n_rows``. Where t is 0 the entry contributes exactly 0, whatever y is; where y
+        is 0 under a positive t the loss is infinite, and says so.
 
     Raises
     ------
@@ -164,7 +164,7 @@ class SoftmaxWithLoss:
         self._dx: Any = None
 
     def forward(self, x: Any, t: Any) -> float:
-        """Mean loss of scores x (n_rows, n_classes) with targets t: one-hot or probability rows, or labels (n_rows,)."""
+        """Mean loss of scores x (n_rows, n_classes) with targets t: one-hot or probability rows, or labels."""
         x, t = np.asarray(x), np.asarray(t)
         logits = np.atleast_2d(x)
         targets = t.reshape(logits.shape) if t.size == x.size else t.reshape(-1)
@@ -176,14 +176,15 @@ class SoftmaxWithLoss:
     def backward(self, dout: float = 1) -> Array:
         """Gradient of ``dout * loss`` with respect to the scores: ``dout * (y - t) / batch_size``, of x's shape.
 
-        Why the division by the batch size: the loss is the *mean* of the rows' losses, so a row's own loss enters it with
-        the factor 1 / batch_size, and so does that row's gradient ``y - t``. The layers before then simply add up over the
-        rows (``dW = x.T @ dout``) and get the gradient of the mean, whose size does not depend on the batch: the same
-        learning rate serves a batch of 10 and one of 1000. Drop the division and the loss's sum is what is differentiated.
+        Why the division by the batch size: the loss is the *mean* of the rows' losses, so a row's own loss enters it
+        with the factor 1 / batch_size, and so does that row's gradient ``y - t``. The layers before then simply add
+        up over the rows (``dW = x.T @ dout``) and get the gradient of the mean, whose size does not depend on the
+        batch: the same learning rate serves a batch of 10 and one of 1000. Drop the division and the loss's sum is
+        what is differentiated.
 
         Why dout is 1: backpropagation starts at the loss, and the derivative of the loss with respect to itself is 1.
-        Another value belongs to a loss that is used further, ``0.3 * loss_a + 0.7 * loss_b`` say: then each head is handed
-        its factor. The book's layer takes the argument and ignores it; here it is honoured.
+        Another value belongs to a loss that is used further, ``0.3 * loss_a + 0.7 * loss_b`` say: then each head is
+        handed its factor. The book's layer takes the argument and ignores it; here it is honoured.
         """
         return np.multiply(self._dx, dout, dtype=self._dx.dtype)
 
