@@ -1,0 +1,249 @@
+"""Processes started from a program that already uses the library: they compute correctly or say clearly why they cannot.
+
+Every case runs in a fresh process of its own, with a time limit: a hang is a failure, not a stuck test run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
+# `expect` forks; the child checks its results, and the parent that the child ended well within ten seconds.
+PRELUDE = """
+import os, signal, sys, threading, time, traceback, warnings
+import numpy.testing  # now: a fork while another thread imports a module is beyond our help
+import numpy as np
+import fastsoftmax as fs
+
+warnings.simplefilter("ignore", DeprecationWarning)  # fork in a program with threads: the subject here
+rng = np.random.default_rng(0)
+small, large = rng.standard_normal((8, 10)), rng.standard_normal((4000, 500))
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+def check():
+    for x in (small, large):
+        np.testing.assert_allclose(fs.softmax(x), softmax(x), rtol=1e-12)
+
+def in_child(action, seconds=10):
+    '''The exit status of a child that runs `action`: 0 if it returned; or "hangs".'''
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hangs"
+"""
+
+
+def run(code, *, cache, timeout=120):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTSOFTMAX_", "NUMBA_", "OMP_"))}
+    env |= {"FASTSOFTMAX_CACHE": "0"} if cache is None else {"FASTSOFTMAX_CACHE_DIR": str(cache)}
+    script = PRELUDE + textwrap.dedent(code)
+    result = subprocess.run([sys.executable, "-c", script], env=env, timeout=timeout, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split(), result.stderr
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One warm cache for the cases in which compiling is not the subject."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_child_of_a_program_that_used_the_pool(cache, threads):
+    out, err = run(
+        f"""
+        fs.set_num_threads({threads})
+        check()
+        print(threading.active_count(), in_child(check))
+        # A grandchild too; and the parent goes on.
+        print(in_child(lambda: (check(), sys.exit(in_child(check)) if in_child(check) else None)))
+        check()
+        """,
+        cache=cache,
+    )
+    assert out == [str(threads), "0", "0"], err
+
+
+def test_child_of_a_program_that_only_imported(cache):
+    assert run("print(in_child(check))", cache=cache)[0] == ["0"]
+
+
+def test_forks_while_other_threads_compute(cache):
+    """At any moment of a call: while chunks are handed out, while they run, while they are waited for."""
+    out, err = run(
+        """
+        fs.set_num_threads(2)
+        check()
+        stop = False
+
+        def busy():
+            while not stop:
+                fs.softmax(large)
+                fs.softmax(small)
+
+        threads = [threading.Thread(target=busy) for _ in range(2)]
+        for thread in threads: thread.start()
+        print(*{in_child(check) for _ in range(25)})
+        stop = True
+        for thread in threads: thread.join()
+        check()
+        """,
+        cache=cache,
+    )
+    assert out == ["0"], err
+
+
+FORK_WHILE_COMPILING = """
+    started = threading.Event()
+
+    def compile():
+        started.set()
+        fs.softmax(small)
+
+    thread = threading.Thread(target=compile)
+    thread.start()
+    started.wait()
+    time.sleep({delay})
+    print(in_child(check))
+    thread.join()
+    check()
+    """
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2, 0.5])
+def test_fork_during_the_first_compile(delay):
+    """numba is being imported, or compiles, in another thread: its locks must not be copied in the locked state."""
+    out, err = run(FORK_WHILE_COMPILING.format(delay=delay), cache=None)
+    assert out == ["0"], err
+
+
+@pytest.mark.slow
+def test_fork_at_many_moments_of_the_first_compile():
+    for delay in range(30):
+        out, err = run(FORK_WHILE_COMPILING.format(delay=delay * 0.05), cache=None)
+        assert out == ["0"], (delay, err)
+
+
+def test_fork_while_the_program_compiles_a_function_of_its_own(cache):
+    out, err = run(
+        """
+        import numba
+        check()
+        compiling = threading.Event()
+
+        def slow(x):
+            total = 0.0
+            %s
+            return total
+
+        @numba.extending.overload(slow)
+        def _(x):
+            compiling.set()
+            return slow
+
+        thread = threading.Thread(target=lambda: numba.njit(lambda x: slow(x))(1.0))
+        thread.start()
+        compiling.wait()
+        print(in_child(lambda: fs.softmax(small.astype(np.float32))))
+        thread.join()
+        """
+        % "\n            ".join(["total += x * total"] * 300),
+        cache=cache,
+    )
+    assert out == ["0"], err
+
+
+def test_compile_that_outlasts_the_forks_patience(cache):
+    """The child is told that it cannot compile; what was compiled before works."""
+    out, err = run(
+        """
+        from fastsoftmax.kernels import _lock
+        _lock._PATIENCE = 0.2
+        check()
+        held, release = threading.Event(), threading.Event()
+
+        def compile():
+            with _lock.building():
+                held.set()
+                release.wait()
+
+        thread = threading.Thread(target=compile)
+        thread.start()
+        held.wait()
+
+        def new_kernel():
+            check()
+            fs.softmax(small.astype(np.float32))
+
+        print(in_child(check), in_child(new_kernel))
+        release.set()
+        thread.join()
+        new_kernel()
+        print(in_child(new_kernel))
+        """,
+        cache=cache,
+    )
+    assert out == ["0", "1", "0"], err
+    assert "RuntimeError: this process was forked while another thread was compiling" in err
+    assert "warmup()" in err
+
+
+def test_forks_by_several_threads_at_once():
+    """While a third compiles."""
+    out, err = run(
+        """
+        results = []
+        threads = [threading.Thread(target=check)]
+        threads += [threading.Thread(target=lambda: results.append(in_child(check, 20))) for _ in range(4)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        print(*results)
+        """,
+        cache=None,
+    )
+    assert out == ["0"] * 4, err
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing_pool(cache, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    out, err = run(
+        f"""
+        import multiprocessing
+
+        if __name__ == "__main__":
+            fs.set_num_threads(2)
+            check()
+            with multiprocessing.get_context({method!r}).Pool(2) as pool:
+                results = pool.map_async(fs.softmax, [small, large, large]).get(timeout=60)
+            for x, result in zip([small, large, large], results):
+                np.testing.assert_array_equal(result, fs.softmax(x))
+            print("equal")
+        """,
+        cache=cache,
+    )
+    assert out == ["equal"], err

@@ -1,0 +1,488 @@
+"""The number of threads, the pool, and what other threads see: same bits, no leaks, no hang, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import fastsoftmax as fs
+from fastsoftmax import _threads
+from fastsoftmax._threads import run_chunks
+
+
+def run(code, *, timeout=120, **env):
+    """Run a script in a fresh process; what it printed. Anything on stderr fails."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("FASTSOFTMAX_NUM", "OMP_", "NUMBA_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=clean | env, timeout=timeout, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout.strip()
+
+
+# ---- how many threads ----------------------------------------------------------------------------------------------
+
+
+def test_set_and_get():
+    fs.set_num_threads(3)
+    assert fs.get_num_threads() == 3
+    fs.set_num_threads(np.int64(1))
+    assert fs.get_num_threads() == 1
+
+
+def test_context_manager_nests_and_restores_after_an_error():
+    fs.set_num_threads(5)
+    with fs.num_threads(2):
+        with pytest.raises(ZeroDivisionError), fs.num_threads(1):
+            assert fs.get_num_threads() == 1
+            raise ZeroDivisionError
+        assert fs.get_num_threads() == 2
+    assert fs.get_num_threads() == 5
+
+
+def test_context_manager_is_not_seen_by_other_threads():
+    fs.set_num_threads(5)
+    with fs.num_threads(2), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fs.get_num_threads).result() == 5
+        pool.submit(fs.set_num_threads, 4).result()
+        assert fs.get_num_threads() == 2
+    assert fs.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("n", [0, -1, np.int64(0)])
+def test_less_than_one_thread(n):
+    with pytest.raises(ValueError, match="at least 1"):
+        fs.set_num_threads(n)
+    with pytest.raises(ValueError, match="at least 1"), fs.num_threads(n):
+        pass
+
+
+@pytest.mark.parametrize("n", [1.0, "2", None, True])
+def test_number_of_threads_is_an_integer(n):
+    with pytest.raises(TypeError, match="integer"):
+        fs.set_num_threads(n)
+
+
+def test_default_comes_from_the_environment_or_the_processors():
+    code = "import fastsoftmax as fs; print(fs.get_num_threads())"
+    assert run(code, FASTSOFTMAX_NUM_THREADS="7") == "7"
+    assert run(code, FASTSOFTMAX_NUM_THREADS="7", OMP_NUM_THREADS="1") == "7"
+    assert run(code, OMP_NUM_THREADS="1,2") == "1"
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert run(code) == str(processors)
+    assert run(code, OMP_NUM_THREADS="1000") == str(processors)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_bad_environment_is_a_clear_error(value):
+    code = "import fastsoftmax as fs\ntry: fs.get_num_threads()\nexcept ValueError as e: print(e)"
+    assert f"FASTSOFTMAX_NUM_THREADS must be an integer of at least 1, got {value!r}" in run(
+        code, FASTSOFTMAX_NUM_THREADS=value
+    )
+
+
+# ---- chunks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("n_chunks", [0, 1, 2, 7, 1000])
+def test_every_chunk_runs_once(threads, n_chunks):
+    done = []
+    with fs.num_threads(threads):
+        run_chunks(done.append, n_chunks)
+    assert sorted(done) == list(range(n_chunks))
+
+
+def test_chunks_run_on_as_many_threads_as_asked_for():
+    """Four chunks that wait for each other can end only on four threads."""
+    barrier = threading.Barrier(4, timeout=30)
+    names = set()
+
+    def task(i):
+        barrier.wait()
+        names.add(threading.current_thread().name)
+
+    with fs.num_threads(4):
+        run_chunks(task, 4)
+    assert len(names) == 4
+    assert threading.current_thread().name in names
+
+
+def test_one_thread_means_the_callers():
+    threads = set()
+    with fs.num_threads(1):
+        run_chunks(lambda i: threads.add(threading.current_thread()), 8)
+    assert threads == {threading.current_thread()}
+
+
+def _in_a_worker(action):
+    """Run `action` in a worker while the caller does the other of two chunks."""
+    started = threading.Event()
+    result = []
+
+    def task(i):
+        if threading.current_thread() is not caller:
+            try:
+                result.append(action())
+            finally:
+                started.set()
+        else:
+            assert started.wait(30)
+
+    caller = threading.current_thread()
+    with fs.num_threads(2):
+        run_chunks(task, 2)
+    return result
+
+
+def test_call_from_within_a_worker_is_serial():
+    def nested():
+        threads = set()
+        with fs.num_threads(2):
+            run_chunks(lambda i: threads.add(threading.current_thread()), 20)
+        return threads == {threading.current_thread()}
+
+    assert _in_a_worker(nested) == [True]
+
+
+def test_error_in_a_worker_is_raised_in_the_caller():
+    def fail():
+        raise ZeroDivisionError("in a worker")
+
+    with pytest.raises(ZeroDivisionError, match="in a worker"):
+        _in_a_worker(fail)
+    assert _in_a_worker(lambda: 1) == [1], "the worker lives on"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+def test_error_in_the_caller_stops_the_rest_and_waits_for_what_runs(error):
+    helper_started, caller_failed, helper_ended = threading.Event(), threading.Event(), threading.Event()
+    begun = []
+
+    def task(i):
+        begun.append(i)
+        if threading.current_thread() is caller:
+            assert helper_started.wait(30)
+            caller_failed.set()
+            raise error
+        helper_started.set()
+        assert caller_failed.wait(30)
+        for _ in range(1000):  # still at work when the caller has failed
+            sum(range(100))
+        helper_ended.set()
+
+    caller = threading.current_thread()
+    with pytest.raises(error), fs.num_threads(2):
+        run_chunks(task, 1000)
+    assert helper_ended.is_set()
+    assert len(begun) == 2
+
+
+def test_workers_that_are_busy_elsewhere_are_not_waited_for():
+    release, busy = threading.Event(), threading.Barrier(len(_threads._workers) + 2, timeout=30)
+
+    def occupy():
+        def wait(i):
+            busy.wait()
+            assert release.wait(30)
+
+        with fs.num_threads(busy.parties - 1):
+            run_chunks(wait, busy.parties - 1)
+
+    other = threading.Thread(target=occupy)
+    other.start()
+    busy.wait()  # every worker, and the other thread, sits in a chunk
+    done = []
+    with fs.num_threads(2):
+        run_chunks(done.append, 10)
+    assert not release.is_set()
+    assert sorted(done) == list(range(10))
+    release.set()
+    other.join()
+
+
+def test_a_finished_call_keeps_nothing_alive():
+    import gc
+    import weakref
+
+    class Task:
+        def __call__(self, i):
+            pass
+
+    task = Task()
+    gone = weakref.ref(task)
+    with fs.num_threads(3):
+        run_chunks(task, 10)
+    del task
+    gc.collect()
+    # A worker may be about to find that nothing is left; it holds the job, no longer the task.
+    for _ in range(100):
+        if gone() is None:
+            break
+        threading.Event().wait(0.01)
+    assert gone() is None
+
+
+def test_many_threads_share_the_pool():
+    def call(seed):
+        total = [0] * 50
+        with fs.num_threads(3):
+            for _ in range(40):
+                run_chunks(lambda i: total.__setitem__(i, total[i] + 1), 50)
+        return total
+
+    with ThreadPoolExecutor(8) as pool:
+        for total in pool.map(call, range(8)):
+            assert total == [40] * 50
+    assert len(_threads._workers) < 16
+
+
+# ---- threads come late and go early --------------------------------------------------------------------------------
+
+
+def test_no_thread_before_it_is_needed_and_none_after():
+    out = run(
+        """
+        import atexit, threading
+        import numpy as np
+
+        def at_exit():
+            # Runs after the pool's own exit function, which was registered later.
+            print(threading.active_count(), np.array_equal(fs.softmax(big), expected))
+
+        atexit.register(at_exit)
+        import fastsoftmax as fs
+        fs.set_num_threads(3)
+        big = np.random.default_rng(0).standard_normal((4000, 1000))
+        small = fs.softmax(big[:8])
+        print(threading.active_count())
+        expected = fs.softmax(big)
+        print(threading.active_count() > 1)
+        """
+    )
+    assert out.split() == ["1", "True", "1", "True"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_is_not_swallowed():
+    code = """
+    import numpy as np
+    import fastsoftmax as fs
+    x = np.ones((3000, 1000), np.float32)
+    out = np.empty_like(x)
+    fs.set_num_threads(2)
+    fs.softmax(x, out=out)
+    try:
+        print("ready", flush=True)
+        while True:
+            fs.softmax(x, out=out)
+    except KeyboardInterrupt:
+        out[:] = 0
+        fs.softmax(x, out=out)
+        print("interrupted", bool((out == np.float32(0.001)).all()))
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert out == "interrupted True\n"
+    assert process.returncode == 0
+
+
+# ---- the GIL -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_switching():
+    """Threads change only where the GIL is given away."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000.0)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("no_switching")
+def test_large_calls_release_the_gil_and_small_ones_keep_it():
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        pytest.skip("no GIL")
+    small, large = np.ones((128, 10), np.float32), np.ones((20000, 1000), np.float32)
+    out = np.empty_like(large)
+    fs.softmax(small), fs.softmax(large, out=out)
+    go, ran = threading.Event(), threading.Event()
+
+    def other():
+        go.wait()
+        ran.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with fs.num_threads(1):
+        go.set()
+        for _ in range(100):
+            fs.softmax(small)
+        assert not ran.is_set()
+        for _ in range(20):
+            fs.softmax(large, out=out)
+        assert ran.is_set()
+    thread.join()
+
+
+# ---- same bits -----------------------------------------------------------------------------------------------------
+
+
+def mixed_calls(rng, dtype):
+    """A call of every operation on small random arrays: (function, arguments)."""
+    n, k, n_in = int(rng.integers(1, 60)), int(rng.integers(1, 70)), int(rng.integers(1, 40))
+    logits = (4 * rng.standard_normal((n, k))).astype(dtype)
+    targets = rng.integers(0, k, n)
+    x, weight = rng.standard_normal((n, n_in)).astype(dtype), rng.standard_normal((n_in, k)).astype(dtype)
+    probs = fs.softmax(logits)
+    return [
+        (fs.softmax, (logits,)),
+        (fs.softmax, (logits, 0)),
+        (fs.log_softmax, (logits,)),
+        (fs.logsumexp, (logits,)),
+        (fs.softmax_backward, (logits, probs)),
+        (fs.log_softmax_backward, (logits, probs)),
+        (fs.cross_entropy, (logits, targets)),
+        (fs.cross_entropy_with_grad, (logits, targets)),
+        (fs.cross_entropy_with_grad, (logits, probs)),
+        (fs.cross_entropy_grad_hess, (logits, targets)),
+        (fs.affine, (x, weight)),
+        (fs.affine_backward, (logits, x, weight)),
+        (fs.relu, (logits,)),
+        (fs.relu_backward, (logits, logits)),
+        (fs.linear_cross_entropy, (x, weight, targets)),
+        (fs.linear_cross_entropy_with_grad, (x, weight, targets)),
+    ]
+
+
+def bits(result):
+    """The exact bits of a result, however nested."""
+    if result is None or isinstance(result, float):
+        return np.float64(0 if result is None else result).tobytes()
+    if isinstance(result, tuple):
+        return b"".join(bits(part) for part in result)
+    return result.tobytes()
+
+
+def hammer(n_threads, n_calls, seed=0):
+    """Threads that repeat mixed calls in different orders; how many results differ from the serial ones."""
+    rng = np.random.default_rng(seed)
+    calls = [call for dtype in ("float32", "float64") for _ in range(4) for call in mixed_calls(rng, dtype)]
+    with fs.num_threads(1):
+        expected = [bits(function(*arguments)) for function, arguments in calls]
+    barrier = threading.Barrier(n_threads)
+
+    def work(thread):
+        order = np.random.default_rng(thread)
+        barrier.wait()
+        wrong = 0
+        for i in order.integers(0, len(calls), n_calls):
+            function, arguments = calls[i]
+            wrong += bits(function(*arguments)) != expected[i]
+        return wrong
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        return sum(pool.map(work, range(n_threads)))
+
+
+def test_threads_get_the_serial_bits():
+    assert hammer(4, 150) == 0
+
+
+@pytest.mark.slow
+def test_32_threads_get_the_serial_bits():
+    assert hammer(32, 2000) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_threads_in_processes_get_the_serial_bits(method):
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    # In a fresh process: pytest's own threads and warnings about forking them are not the subject.
+    out = run(
+        f"""
+        import multiprocessing, sys, warnings
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from concurrent.futures import ProcessPoolExecutor
+        from test_threads import hammer
+        if __name__ == "__main__":
+            warnings.simplefilter("ignore", DeprecationWarning)
+            assert hammer(2, 20) == 0
+            context = multiprocessing.get_context({method!r})
+            with ProcessPoolExecutor(2, mp_context=context) as pool:
+                print(sum(pool.map(hammer, [8, 8, 8], [300, 300, 300])))
+        """
+    )
+    assert out == "0"
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_large_calls_have_the_same_bits_for_any_number_of_threads(threads, dtype):
+    rng = np.random.default_rng(7)
+    logits = (5 * rng.standard_normal((3001, 301))).astype(dtype)
+    targets = rng.integers(0, 301, 3001)
+    x, weight = rng.standard_normal((3001, 64)).astype(dtype), rng.standard_normal((64, 301)).astype(dtype)
+    for function, arguments in [
+        (fs.softmax, (logits,)),
+        (fs.softmax, (logits, 0)),
+        (fs.cross_entropy, (logits, targets)),
+        (fs.cross_entropy_with_grad, (logits, targets)),
+        (fs.affine_backward, (logits, x, weight)),
+        (fs.linear_cross_entropy_with_grad, (x, weight, targets)),
+    ]:
+        with fs.num_threads(1):
+            serial = bits(function(*arguments))
+        with fs.num_threads(threads):
+            assert bits(function(*arguments)) == serial, function.__name__
+
+
+# ---- beside other libraries' threads -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky", "multiprocessing"])
+def test_joblib(backend):
+    joblib = pytest.importorskip("joblib")
+    x = np.random.default_rng(0).standard_normal((2000, 300))
+    expected = fs.softmax(x)
+    with joblib.parallel_config(backend=backend, n_jobs=2):
+        results = joblib.Parallel()(joblib.delayed(fs.softmax)(x) for _ in range(4))
+    assert all(np.array_equal(r, expected) for r in results)
+
+
+def test_called_by_numba_threads():
+    """From the object mode of a user's prange loop, hence on threads that Python did not start."""
+    out = run(
+        """
+        import numpy as np, numba
+        import fastsoftmax as fs
+
+        x = np.random.default_rng(0).standard_normal((6, 500, 300))
+        expected = fs.softmax(x)
+
+        @numba.njit(parallel=True)
+        def by_threads(x, out):
+            for i in numba.prange(x.shape[0]):
+                with numba.objmode():
+                    fs.softmax(x[i], out=out[i])
+
+        out = np.zeros_like(x)
+        by_threads(x, out)
+        print(np.array_equal(out, expected))
+        """
+    )
+    assert out == "True"
