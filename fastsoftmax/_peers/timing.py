@@ -9,11 +9,18 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 SAMPLE_SECONDS = 1e-3
 """Short calls are repeated within a sample until it lasts this long, so that the clock's own cost does not count."""
+
+SETTLE_SECONDS = 2e-3
+"""Worker threads of OpenMP and BLAS go on spinning for a while after their work and would take a core from the next in turn:
+it waits, and makes one call that does not count, so that its own workers are awake and its arrays in cache."""
+
+LONG_SECONDS = 20e-3
+"""Calls longer than this neither wait nor warm up: it would change nothing but the time spent."""
 
 
 def pin(n_threads: int) -> None:
@@ -28,39 +35,33 @@ def pin(n_threads: int) -> None:
         os.sched_setaffinity(int(thread), cores)
 
 
-def in_turn(
-    calls: dict[str, Callable[[], Any]],
-    seconds: float = 0.5,
-    least_rounds: int = 5,
-    tick: Callable[[], Any] = lambda: None,
-) -> dict[str, float]:
+def in_turn(calls: dict[str, Callable[[], Any]], seconds: float = 0.5, least_rounds: int = 5) -> dict[str, float]:
     """Median seconds per call of each of `calls`, measured in interleaved rounds.
 
-    `seconds` is the time to spend on all of them together; at least `least_rounds` rounds are made whatever they cost. `tick` is
-    called after each round.
+    `seconds` is the time to spend on all of them together; at least `least_rounds` rounds are made whatever they cost.
     """
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        start = perf_counter()
-        call()
-        repeats[name] = max(1, min(10_000, round(SAMPLE_SECONDS / max(perf_counter() - start, 1e-7))))
+    single = {name: min(_timed(call, 1), _timed(call, 1)) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    end = perf_counter() + seconds
-    rounds = 0
+    end, rounds = perf_counter() + seconds, 0
     while rounds < least_rounds or perf_counter() < end:
         for name, call in calls.items():
-            n = repeats[name]
-            start = perf_counter()
-            for _ in range(n):
+            if single[name] < LONG_SECONDS:
+                sleep(SETTLE_SECONDS)
                 call()
-            samples[name].append((perf_counter() - start) / n)
+            repeats = max(1, round(SAMPLE_SECONDS / max(single[name], 1e-7)))
+            samples[name].append(_timed(call, repeats))
         rounds += 1
-        tick()
     return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _timed(call: Callable[[], Any], repeats: int) -> float:
+    start = perf_counter()
+    for _ in range(repeats):
+        call()
+    return (perf_counter() - start) / repeats
 
 
 def fastest(*calls: Callable[[], Any]) -> Callable[[], Any]:
     """The fastest of several ways to do the same thing: a peer is always shown at its best."""
-    times = in_turn({str(i): call for i, call in enumerate(calls)}, seconds=0.02, least_rounds=3)
+    times = in_turn({str(i): call for i, call in enumerate(calls)}, seconds=0.0, least_rounds=5)
     return calls[int(min(times, key=times.__getitem__))]

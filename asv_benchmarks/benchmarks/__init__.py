@@ -1,0 +1,1 @@
+"""The asv suite; ``../README.md`` says how to run it."""
