@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsoftmax import _arrays, _checkpoint
-from fastsoftmax._batches import Batches
+from . import _arrays, _checkpoint
+from ._batches import Batches
 
 if TYPE_CHECKING:
-    from fastsoftmax.models import Classifier
+    from .models import Classifier
 
 SNAPSHOT_EVERY = 64  # steps between copies of the weights known to be good: a copy costs a tenth of a step
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsoftmax import _arrays
+from . import _arrays
 
 __all__ = ["GradientCheck", "gradient_check"]
 
@@ -45,7 +45,7 @@ class GradientCheck:
     tolerance: float
 
     def __bool__(self) -> bool:
-        return self.error <= self.tolerance  # false for NaN
+        return self.error <= self.tolerance
 
     def __str__(self) -> str:
         return (
@@ -117,11 +117,13 @@ def gradient_check(
         numeric = np.array([_central_difference(f, params, param, i, relative_step) for i in entries])
         analytic = gradient[name].reshape(-1)[entries]
         size = np.maximum(abs(analytic), abs(numeric))
-        floor = max(1e-2 * size.max(), np.finfo(np.float64).tiny)
-        error = abs(analytic - numeric) / np.maximum(size, floor)
-        k = int(np.argmax(error))  # argmax takes a NaN for the largest
+        floor = max(1e-2 * size.max(initial=0.0, where=np.isfinite(size)), np.finfo(np.float64).tiny)
+        with np.errstate(invalid="ignore"):
+            error = abs(analytic - numeric) / np.maximum(size, floor)
+        error[np.isnan(error)] = np.inf  # a NaN or infinite gradient is as wrong as can be
+        k = int(np.argmax(error))
         n_checked += entries.size
-        if worst is None or not error[k] <= worst.error:
+        if worst is None or error[k] > worst.error:
             index = tuple(int(i) for i in np.unravel_index(entries[k], param.shape))
             worst = GradientCheck(float(error[k]), name, index, float(analytic[k]), float(numeric[k]), 0, tolerance)
     return replace(_arrays.checked_something(worst), n_checked=n_checked)

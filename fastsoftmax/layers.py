@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsoftmax import functional as F
+from . import functional as F
 
 __all__ = ["Affine", "ReLU", "SoftmaxCrossEntropy"]
 

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsoftmax import _arrays, _checkpoint, optimizers
-from fastsoftmax import functional as F
-from fastsoftmax._batches import Batches
-from fastsoftmax._training import History, Run
-from fastsoftmax.layers import Affine
+from . import _arrays, _checkpoint, optimizers
+from . import functional as F
+from ._batches import Batches
+from ._training import History, Run
+from .layers import Affine
 
 __all__ = ["MLP", "Classifier", "History", "SoftmaxRegression"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsoftmax import _arrays
+from . import _arrays
 
 __all__ = ["SGD", "Adam", "Optimizer"]
 

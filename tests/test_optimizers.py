@@ -1,0 +1,119 @@
+"""Optimizers against their formulas written out, and what they leave alone."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from fastsoftmax import SGD, Adam
+
+SHAPES = [(7, 5), (5,), (5, 3), (3,)]
+L2 = [0.1, 0.0, 0.1, 0.0]
+
+
+def sgd(params, grads, memory, t, learning_rate, momentum=0.0, nesterov=False):
+    for i, (p, g) in enumerate(zip(params, grads)):
+        v = memory.setdefault(i, np.zeros_like(p))
+        v = memory[i] = momentum * v + g
+        params[i] = p - learning_rate * (g + momentum * v if nesterov else v)
+
+
+def adam(params, grads, memory, t, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    for i, (p, g) in enumerate(zip(params, grads)):
+        m, v = memory.get(i, (np.zeros_like(p), np.zeros_like(p)))
+        m, v = memory[i] = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        params[i] = p - learning_rate * m_hat / (np.sqrt(v_hat) + epsilon)
+
+
+CASES = {
+    "sgd": (SGD, sgd, {"learning_rate": 0.3}),
+    "momentum": (SGD, sgd, {"learning_rate": 0.3, "momentum": 0.9}),
+    "nesterov": (SGD, sgd, {"learning_rate": 0.3, "momentum": 0.9, "nesterov": True}),
+    "adam": (Adam, adam, {"learning_rate": 0.01}),
+    "adam, other settings": (Adam, adam, {"learning_rate": 0.1, "beta1": 0.5, "beta2": 0.9, "epsilon": 0.1}),
+}
+
+
+@pytest.mark.parametrize("l2", [None, L2], ids=["plain", "l2"])
+@pytest.mark.parametrize("case", CASES)
+def test_against_the_formula(rng, dtype, case, l2):
+    make, reference, settings = CASES[case]
+    optimizer, memory = make(**settings), {}
+    expected = [rng.normal(size=s) for s in SHAPES]
+    params = [p.astype(dtype) for p in expected]
+    arrays = list(params)
+    for t in range(1, 12):
+        grads = [rng.normal(size=s) for s in SHAPES]
+        penalised = [g + (0 if l2 is None else l2[i]) * p for i, (g, p) in enumerate(zip(grads, expected))]
+        given = [g.astype(dtype) for g in grads]
+        kept = [g.copy() for g in given]
+        optimizer.step(params, given, l2)
+        reference(expected, penalised, memory, t, **settings)
+        for g, before in zip(given, kept):
+            np.testing.assert_array_equal(g, before)
+    assert all(p is a for p, a in zip(params, arrays))
+    for p, e in zip(params, expected):
+        assert p.dtype == dtype
+        np.testing.assert_allclose(p, e, rtol=0, atol=1e-12 if dtype == np.float64 else 2e-5)
+    assert optimizer.n_steps == 11
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.05, momentum=0.9), Adam(0.1)], ids=repr)
+def test_finds_the_minimum_of_a_bowl(optimizer):
+    optimizer, params, centre = optimizer.fresh(), [np.array([5.0, -3.0])], np.array([1.0, 2.0])
+    for _ in range(500):
+        optimizer.step(params, [params[0] - centre])
+    np.testing.assert_allclose(params[0], centre, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_allocate_nothing(rng, case):
+    make, _, settings = CASES[case]
+    optimizer, params = make(**settings), [rng.normal(size=(300, 100)), rng.normal(size=100)]
+    grads = [np.ones_like(p) for p in params]
+    optimizer.step(params, grads, [0.1, 0.0])
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            optimizer.step(params, grads, [0.1, 0.0])
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000, f"{peak} bytes at the peak; the parameters take 240,800"
+    assert kept < 5_000
+
+
+def test_fresh_and_copy_state(rng):
+    first = SGD(0.1, momentum=0.9)
+    params = [rng.normal(size=(3, 2))]
+    first.step(params, [np.ones((3, 2))])
+    assert first.fresh().n_steps == 0
+    assert first.fresh().settings() == first.settings() == {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False}
+    second = first.fresh()
+    second.copy_state(first)
+    mine, yours = [params[0].copy()], [params[0].copy()]
+    first.step(mine, [np.ones((3, 2))])
+    second.step(yours, [np.ones((3, 2))])
+    np.testing.assert_array_equal(mine[0], yours[0])
+    assert repr(first) == "SGD(learning_rate=0.1, momentum=0.9, nesterov=False)"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: SGD(-0.1), ValueError, "learning_rate must be at least 0, got -0.1"),
+        (lambda: SGD("fast"), TypeError, "learning_rate must be a number, got str"),
+        (lambda: SGD(float("nan")), ValueError, "learning_rate must be at least 0, got nan"),
+        (lambda: SGD(float("inf")), ValueError, "learning_rate must be at least 0, got inf"),
+        (lambda: SGD(0.1, momentum=1.0), ValueError, r"momentum must be in \[0, 1\), got 1.0"),
+        (lambda: Adam(beta1=1.0), ValueError, r"beta1 must be in \[0, 1\)"),
+        (lambda: Adam(beta2=-1), ValueError, r"beta2 must be in \[0, 1\)"),
+        (lambda: Adam(epsilon=None), TypeError, "epsilon must be a number, got NoneType"),
+    ],
+)
+def test_bad_settings(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
