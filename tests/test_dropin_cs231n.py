@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from fastsoftmax._peers_courses import course_cases
 from fastsoftmax.dropin import cs231n
 
 
@@ -368,3 +369,24 @@ def test_images_are_flattened_and_an_empty_batch_has_a_shape(rng):
     assert dx.shape == (0, 2, 3, 4)
     assert not dw.any()
     assert not db.any()
+
+
+def assert_same(actual, expected, rtol):
+    """Numbers, arrays, tuples and dicts of them; relative to the largest entry of an array."""
+    if isinstance(expected, dict):
+        assert sorted(actual) == sorted(expected)
+        actual, expected = ([side[name] for name in sorted(side)] for side in (actual, expected))
+    if isinstance(expected, tuple | list):
+        for a, e in zip(actual, expected, strict=True):
+            assert_same(a, e, rtol)
+    else:
+        assert np.shape(actual) == np.shape(expected)
+        np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-11), (np.float32, 1e-4)])
+def test_both_sides_of_the_benchmark_cases_of_the_courses_do_the_same(dtype, rtol):
+    cases = course_cases(dtype)
+    assert {label.split()[0] for label in cases} == {"cs231n", "dlfs", "dlai"}
+    for theirs, ours in cases.values():
+        assert_same(ours(), theirs(), rtol)

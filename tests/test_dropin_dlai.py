@@ -86,6 +86,10 @@ def test_compute_cost(Y, expected):
     assert cost.shape == ()  # the notebooks assert it
 
 
+def test_compute_cost_of_a_small_wrong_probability():
+    assert dlai.compute_cost(np.array([[1e-20]]), np.array([[0]])) == 1e-20  # log(1 - 1e-20) is 0
+
+
 def test_linear_backward():
     dZ, A, W, b = normal(1, (1, 2), (3, 2), (1, 3), (1, 1))
     dA_prev, dW, db = dlai.linear_backward(dZ, (A, W, b))
