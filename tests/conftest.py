@@ -41,12 +41,17 @@ def worst_ulps():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Worst errors over all inputs of test_numerics.py, beside those of the peers that are installed."""
+    """Worst errors over the inputs of test_numerics.py, beside those of the installed peers; every input with -v."""
     if not WORST_ULPS:
         return
-    libraries = list(dict.fromkeys(name for row in WORST_ULPS.values() for name in row))
-    terminalreporter.section("worst error in ulps, beside a long double truth")
-    terminalreporter.line(f"{'input':28}{'dtype':9}{'operation':16}" + "".join(f"{name:>14}" for name in libraries))
-    for (name, dtype, operation), row in sorted(WORST_ULPS.items()):
-        figures = "".join(f"{row[library]:14.3g}" if library in row else " " * 14 for library in libraries)
-        terminalreporter.line(f"{name:28}{dtype:9}{operation:16}{figures}")
+    rows: dict[tuple[str, str, str], dict[str, float]] = {}
+    for (name, dtype, operation), errors in WORST_ULPS.items():
+        names = ["worst of all"] if terminalreporter.verbosity < 1 else ["worst of all", name]
+        for row in (rows.setdefault((n, dtype, operation), {}) for n in names):
+            row.update({library: max(error, row.get(library, 0.0)) for library, error in errors.items()})
+    libraries = list(dict.fromkeys(library for row in rows.values() for library in row))
+    terminalreporter.section("worst error in ulps")
+    terminalreporter.line(f"{'input':24}{'dtype':9}{'operation':15}" + "".join(f"{name:>13}" for name in libraries))
+    for (name, dtype, operation), row in sorted(rows.items()):
+        figures = "".join(f"{row[library]:13.3g}" if library in row else " " * 13 for library in libraries)
+        terminalreporter.line(f"{name:24}{dtype:9}{operation:15}{figures}")

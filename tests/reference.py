@@ -198,7 +198,7 @@ def gradient_scale(
         logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
     )
     _, scale = _reduce(mean_weight, mean_weight, reduction)
-    scale = np.broadcast_to(scale * (1 if grad_loss is None else _ld(grad_loss)) * s * kept, kept.shape)
+    scale = np.where(kept, scale * (1 if grad_loss is None else _ld(grad_loss)) * s, 0)
     return np.abs(np.moveaxis(q * scale[..., None], -1, axis))
 
 
@@ -238,12 +238,20 @@ def linear_cross_entropy_with_grad(x, weight, targets, bias=None, *, need_grad_x
     return loss, (grad_x, grad_weight, None if bias is None else grad_bias)
 
 
-def mp_row(z, digits=400):
-    """softmax, log_softmax and logsumexp of one row, by definition, with digits enough for any row of floats."""
+def mp_row(z, target, digits=400):
+    """softmax, log_softmax, logsumexp, loss and gradient of one row by definition, with digits enough for any row."""
     import mpmath
 
     with mpmath.workdps(digits):
         e = [mpmath.exp(mpmath.mpf(float(v))) for v in z]
         total = mpmath.fsum(e)
-        lse = mpmath.log(total)
-        return [v / total for v in e], [mpmath.log(v / total) if v else -mpmath.inf for v in e], lse
+        probs = [v / total for v in e]
+        log_probs = [mpmath.log(p) for p in probs]
+        results = {
+            "softmax": probs,
+            "log_softmax": log_probs,
+            "logsumexp": [mpmath.log(total)],
+            "loss": [-log_probs[target]],
+            "gradient": [p - (j == target) for j, p in enumerate(probs)],
+        }
+        return {name: np.array([LD(mpmath.nstr(v, 30)) for v in values]) for name, values in results.items()}

@@ -140,7 +140,7 @@ def test_worst_element_with_smoothing_and_weights(name, maker, n_rows, n_classes
         {"label_smoothing": 0.1},
         {"class_weight": rng.uniform(0.5, 2, n_classes).astype(dtype)},
         {"label_smoothing": 0.1, "class_weight": rng.uniform(0.5, 2, n_classes).astype(dtype)},
-    ):
+    )[0 if n_classes < 10_000 else 2 :]:  # both at once is enough where a row takes a second of long double
         options = {**options, "reduction": "none"}
         losses, grad = fs.cross_entropy_with_grad(logits, targets, **options)
         true_losses, true_grad = reference.cross_entropy_with_grad(logits, targets, **options)
@@ -159,21 +159,12 @@ def test_the_reference_is_the_truth(name, maker, n_rows, n_classes, dtype, rng):
     """The long double reference beside mpmath by definition, on a few rows: within a fifth of a unit of float64."""
     pytest.importorskip("mpmath")
     logits, targets = maker(rng, dtype, n_rows, n_classes)
-    loss, grad = (TRUTH[o](logits, targets) for o in ("loss", "gradient"))
+    truths = {operation: TRUTH[operation](logits, targets) for operation in OURS if operation != "mean gradient"}
     for i in {0, n_rows // 2, n_rows - 1}:
-        probs, log_probs, lse = reference.mp_row(logits[i])
-        t = targets[i]
-        others = sum(p for j, p in enumerate(probs) if j != t)
-        for truth, expected in (
-            (reference.softmax(logits[i]), probs),
-            (reference.log_softmax(logits[i]), log_probs),
-            (reference.logsumexp(logits[i]), lse),
-            (loss[i], -log_probs[t]),
-            (grad[i], [-others if j == t else p for j, p in enumerate(probs)]),
-        ):
-            expected = np.array([np.longdouble(str(v)) for v in np.atleast_1d(np.array(expected, dtype=object))])
+        for operation, expected in reference.mp_row(logits[i], targets[i]).items():
             unit = np.spacing(np.abs(expected).astype(np.float64))
-            assert (np.abs(np.atleast_1d(truth) - expected) <= 0.2 * unit).all()
+            distance = np.abs(np.atleast_1d(truths[operation][i]) - expected) / unit
+            assert distance.max() <= 0.2, f"{operation}, row {i}"
 
 
 @pytest.mark.parametrize("maker", [inputs.spread_30, inputs.confident, inputs.offset], ids=lambda m: m.__name__)
@@ -187,7 +178,7 @@ def test_these_inputs_defeat_the_usual_formulas(maker, dtype, rng):
     if maker is inputs.spread_30:
         assert errors["softmax"] > 10
     else:
-        assert errors["loss"] > 1e4
+        assert errors["loss"] > 100
     if maker is inputs.confident:
         assert errors["gradient"] > 1e4
         assert (usual["gradient"](logits, targets)[250:, :].min(axis=1) == 0).all()
@@ -232,12 +223,14 @@ def test_extreme_logits(dtype):
 
 
 def test_reduced_losses_are_sums_in_float64():
-    """100,000 equal float32 losses: adding them in float32 would be off by percents."""
-    logits = np.zeros((100_000, 10), dtype=np.float32)
-    targets = np.zeros(100_000, dtype=int)
-    row = float(fs.cross_entropy(logits[:1], targets[:1], reduction="none")[0])
-    assert fs.cross_entropy(logits, targets) == pytest.approx(row, rel=1e-12)
-    assert fs.cross_entropy(logits, targets, reduction="sum") == pytest.approx(1e5 * row, rel=1e-12)
+    """100,000 equal float32 losses: added one by one in float32 they are off by 4e-4 of themselves."""
+    n_rows = 100_000
+    logits, targets = np.zeros((n_rows, 10), dtype=np.float32), np.zeros(n_rows, dtype=int)
+    losses = fs.cross_entropy(logits, targets, reduction="none")
+    assert np.cumsum(losses)[-1] != pytest.approx(n_rows * np.log(10), rel=1e-4)
+    total = fs.cross_entropy(logits, targets, reduction="sum")
+    assert total == pytest.approx(n_rows * np.log(10), rel=2.0**-23)
+    assert fs.cross_entropy(logits, targets) == pytest.approx(total / n_rows, rel=1e-14)
 
 
 @pytest.mark.slow
