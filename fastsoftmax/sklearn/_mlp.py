@@ -170,7 +170,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MLPClassifier:
-        """Train on ``X`` (n_samples, n_features) and labels ``y`` until nothing improves, at most ``max_iter`` epochs."""
+        """Train on ``X`` (n_samples, n_features), labels ``y`` until nothing improves, at most ``max_iter`` epochs."""
         going_on = self.warm_start and hasattr(self, "coefs_")
         x, labels = self._check_data(X, y, reset=not going_on)
         classes = unique_labels(labels)
