@@ -432,7 +432,7 @@ def test_article_loss_is_exact_at_zero_probabilities():
 @pytest.mark.parametrize("function", [dlai.cross_entropy_loss, dlai.softmax_cross_entropy_backward])
 def test_a_vector_beside_a_column_is_refused(function):
     """y - t would be a matrix."""
-    with pytest.raises(ValueError, match=r"same shape, got \(3, 1\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"one shape, got \(3, 1\) and \(3,\)"):
         function(np.full((3, 1), 1 / 3), np.array([0, 1, 0]))
 
 

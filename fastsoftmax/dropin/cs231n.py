@@ -162,7 +162,7 @@ class LinearClassifier:
             self.W -= learning_rate * grad
             losses.append(loss)
             if verbose and it % 100 == 0:
-                _report(it, num_iters, loss)
+                _teaching.say(f"iteration {it} / {num_iters}: loss {loss:f}")
         return losses
 
     def predict(self, X: Any) -> Array:
@@ -230,7 +230,7 @@ class TwoLayerNet:
                 self.params[name] -= learning_rate * grad
             history["loss_history"].append(loss)
             if verbose and it % 100 == 0:
-                _report(it, num_iters, loss)
+                _teaching.say(f"iteration {it} / {num_iters}: loss {loss:f}")
             if it % iterations_per_epoch == 0:
                 history["train_acc_history"].append(float(np.mean(self.predict(X_batch) == y_batch)))
                 history["val_acc_history"].append(float(np.mean(self.predict(X_val) == y_val)))
@@ -298,10 +298,6 @@ def _penalise(loss: float, weights_and_grads: list[tuple[Any, Array]], penalty: 
     return loss
 
 
-def _report(it: int, num_iters: int, loss: float) -> None:
-    print(f"iteration {it} / {num_iters}: loss {loss:f}")  # noqa: T201  what verbose=True asks for
-
-
 # gradient_check.py ----------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +306,7 @@ def eval_numerical_gradient(f: Callable[[Array], float], x: Array, verbose: bool
     grad = _teaching.numerical_gradient(f, x, h)
     if verbose:
         for index in np.ndindex(x.shape):
-            print(index, grad[index])  # noqa: T201  what verbose=True asks for
+            _teaching.say(f"{index} {grad[index]}")
     return grad
 
 
@@ -328,4 +324,4 @@ def grad_check_sparse(
         numerical, analytic = _teaching.slope(f, x, index, h), analytic_grad[index]
         size = abs(numerical) + abs(analytic)
         error = abs(numerical - analytic) / size if size else 0.0
-        print(f"numerical: {numerical:f} analytic: {analytic:f}, relative error: {error:e}")  # noqa: T201  its purpose
+        _teaching.say(f"numerical: {numerical:f} analytic: {analytic:f}, relative error: {error:e}")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import functional
+from fastsoftmax import _arrays, functional
 from fastsoftmax.dropin import _teaching
 
 __all__ = [
@@ -270,9 +270,9 @@ def L_model_backward(
     Head and cost are differentiated together, ``dZ = AL - Y``: going through ``dAL = -Y / AL`` divides by outputs that
     underflow to 0. It is taken from the cached Z, where a confident output's gradient keeps all its digits.
     """
-    n_layers = len(caches)
+    n_layers, AL = len(caches), np.asarray(AL)
     linear_cache, Z = caches[-1]
-    dZ = _head_gradient(np.asarray(AL), np.reshape(Y, np.shape(AL)), Z, _head(head, np.shape(AL)[0]))
+    dZ = _head_gradient(AL, np.asarray(Y, AL.dtype).reshape(AL.shape), Z, _head(head, AL.shape[0]))
     grads: dict[str, Array] = {}
     for layer in range(n_layers, 0, -1):
         if layer == 1 and not need_dA0:
@@ -345,7 +345,7 @@ def model(
             if print_cost:
                 cost += compute_cost(AL, Y_batch, head) * AL.shape[1] / m
         if print_cost and epoch % max(1, epochs // 10) == 0:
-            print(f"Cost after epoch {epoch}: {cost:f}")  # noqa: T201  what print_cost=True asks for
+            _teaching.say(f"Cost after epoch {epoch}: {cost:f}")
     return parameters
 
 
@@ -427,6 +427,5 @@ def _columns(x: Any) -> Array:
 
 def _same_shape(y: Any, t: Any) -> tuple[Array, Array]:
     y, t = np.asarray(y), np.asarray(t)
-    if y.shape != t.shape:  # a vector beside a column would broadcast to a matrix
-        raise ValueError(f"y and t must have the same shape, got {y.shape} and {t.shape}")
+    _arrays.same_shape(y, t, "y and t")  # a vector beside a column would broadcast to a matrix
     return y, t

@@ -12,13 +12,14 @@ Mended: the loss is exact, with no 1e-7 inside the logarithm; `SoftmaxWithLoss.b
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from fastsoftmax import functional
+from fastsoftmax import _arrays, functional
 from fastsoftmax.dropin import _teaching
 
 __all__ = [
@@ -64,9 +65,9 @@ def cross_entropy_error(y: Any, t: Any, delta: float = 0.0) -> float:
     IndexError
         If a label is not in 0 .. n_classes - 1.
     """
-    y = np.atleast_2d(y)
-    t = _one_hot(t, y.shape)
-    return _teaching.cross_entropy_from_probs(y + delta if delta else y, t) / y.shape[0]
+    y = np.reshape(y, (-1, np.shape(y)[-1]))
+    total = _teaching.cross_entropy_from_probs(y + delta if delta else y, _one_hot(t, y.shape))
+    return total / y.shape[0] if y.shape[0] else math.nan
 
 
 def numerical_gradient(f: Callable[[Array], Any], x: Array) -> Array:
@@ -167,7 +168,8 @@ class SoftmaxWithLoss:
         """Mean loss of scores x (n_rows, n_classes) with targets t: one-hot or probability rows, or labels."""
         x, t = np.asarray(x), np.asarray(t)
         logits = np.atleast_2d(x)
-        targets = t.reshape(logits.shape) if t.size == x.size else t.reshape(-1)
+        one_hot = t.size == x.size
+        targets = t.reshape(logits.shape).astype(np.result_type(x, np.float16)) if one_hot else t.reshape(-1)
         self.t, self.y = t, functional.softmax(x)
         self.loss, dx = functional.cross_entropy_with_grad(logits, targets)
         self._dx = dx.reshape(x.shape)
@@ -197,7 +199,7 @@ def _one_hot(t: Any, shape: tuple[int, ...]) -> Array:
     t = t.reshape(-1)
     bad = np.flatnonzero((t < 0) | (t >= shape[1]))
     if bad.size:
-        raise IndexError(f"row {bad[0]}: label {t[bad[0]]} is not one of the {shape[1]} classes 0 .. {shape[1] - 1}")
+        _arrays.bad_label(t, int(bad[0]), shape[1], None)
     return t[:, None] == np.arange(shape[1])
 
 
