@@ -19,7 +19,7 @@ class Batches:
     """
 
     def __init__(self, x: NDArray, *, batch_size: int, scale: float, dtype: np.dtype) -> None:
-        self.x, self.batch_size, self.scale = x, min(batch_size, len(x)), scale
+        self.x, self.batch_size, self.scale = x, max(1, min(batch_size, len(x))), scale
         self.n_in = math.prod(x.shape[1:])
         # np.take would first copy all of an x that is not plain; fancy indexing copies the rows alone
         self._plain = x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative

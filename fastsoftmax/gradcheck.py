@@ -104,7 +104,7 @@ def gradient_check(
     rng = np.random.default_rng(seed)
     gradient = dict(_named(f(params)[1]))
     gradient = {name: np.array(grad, dtype=np.float64) for name, grad in gradient.items()}  # f may reuse its buffers
-    named = [(name, _arrays.float_param(name, param, gradient.get(name))) for name, param in _named(params)]
+    named = [(name, _arrays.checked_param(param, name, gradient.get(name))) for name, param in _named(params)]
     if tolerance is None:
         tolerance = 1e-6 if all(param.dtype == np.float64 for _, param in named) else 2e-2
     for name, param in named:
@@ -126,7 +126,7 @@ def gradient_check(
         if worst is None or error[k] > worst.error:
             index = tuple(int(i) for i in np.unravel_index(entries[k], param.shape))
             worst = GradientCheck(float(error[k]), name, index, float(analytic[k]), float(numeric[k]), 0, tolerance)
-    return replace(_arrays.checked_something(worst), n_checked=n_checked)
+    return replace(_arrays.something_checked(worst), n_checked=n_checked)
 
 
 def _named(params: Params) -> Iterator[tuple[int | str, Any]]:

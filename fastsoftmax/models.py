@@ -136,7 +136,7 @@ class Classifier:
             x,
             targets,
             sample_weight=sample_weight,
-            class_weight=_arrays.class_weights(class_weight, n_classes, self.dtype),
+            class_weight=_arrays.data_weights(class_weight, n_classes, "class_weight"),
             batch_size=batch_size,
             shuffle=bool(shuffle),
             validation=validation,
@@ -184,7 +184,7 @@ class Classifier:
         if not self.layers:
             self._start(_arrays.row_size(x), n_classes)
         self.history.stopped = ""
-        class_weight = _arrays.class_weights(class_weight, n_classes, self.dtype)
+        class_weight = _arrays.data_weights(class_weight, n_classes, "class_weight")
         run = Run(
             self,
             x,
@@ -202,7 +202,7 @@ class Classifier:
     ) -> tuple[NDArray, NDArray, NDArray | None, int]:
         x = _arrays.data_rows(x, n_in)
         targets, n_classes = _arrays.data_targets(targets, len(x), n_classes)
-        return x, targets, _arrays.data_weight(sample_weight, len(x), self.dtype), n_classes
+        return x, targets, _arrays.data_weights(sample_weight, len(x), "sample_weight"), n_classes
 
     def _start(self, n_in: int, n_classes: int) -> None:
         """New parameters, a fresh optimizer, an empty history."""
@@ -256,7 +256,7 @@ class Classifier:
         """
         n_classes = self._fitted()[-1].bias.size
         x, targets, sample_weight, _ = self._check_data(x, targets, sample_weight, self.n_in, n_classes)
-        class_weight = _arrays.class_weights(class_weight, n_classes, self.dtype)
+        class_weight = _arrays.data_weights(class_weight, n_classes, "class_weight")
         batch = Batches(x, batch_size=len(x), scale=self.scale, dtype=self.dtype).take(slice(None))
         loss, grads = self._loss_and_grads(batch, targets, sample_weight, class_weight, self._buffers(len(x)))
         for layer, grad_weight in zip(self.layers, grads[::2]):

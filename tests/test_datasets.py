@@ -115,7 +115,7 @@ def test_load_mnist_plain_and_gz(mnist_folder):
 def test_load_mnist_names_the_missing_file(mnist_folder):
     folder, _ = mnist_folder
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(FileNotFoundError, match="plain or .gz") as caught:
+    with pytest.raises(FileNotFoundError, match=r"plain or \.gz") as caught:
         load_mnist(folder)
     assert caught.value.filename == str(folder / "t10k-labels-idx1-ubyte")
 

@@ -100,10 +100,10 @@ def test_float32(rng):
 @pytest.mark.parametrize(
     ("f", "params", "error", "message"),
     [
-        (lambda p: (0.0, p), [1.0, 2.0], TypeError, "parameter 0 must be a float array, got float"),
-        (square, np.arange(3), TypeError, "parameter 0 must be a float array, got int64"),
+        (lambda p: (0.0, p), [1.0, 2.0], TypeError, r"parameter 0 must be a float array, got 1\.0"),
+        (square, np.arange(3), TypeError, "parameter 0 must be a float array, got an array of shape"),
         (square, np.ones((3, 4)).T, ValueError, "parameter 0 must be C-contiguous and writable"),
-        (lambda p: (0.0, np.zeros(2)), np.ones(3), ValueError, r"gradient of shape \(3,\) for parameter 0, got one of"),
+        (lambda p: (0.0, np.zeros(2)), np.ones(3), ValueError, r"gradient of shape \(3,\) for parameter 0, got shape"),
         (lambda p: (0.0, {}), {"w": np.ones(3)}, ValueError, r"for parameter 'w', got none"),
         (square, np.ones(0), ValueError, "at least one entry"),
     ],

@@ -104,14 +104,14 @@ def test_fresh_and_copy_state(rng):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: SGD(-0.1), ValueError, "learning_rate must be at least 0, got -0.1"),
-        (lambda: SGD("fast"), TypeError, "learning_rate must be a number, got str"),
-        (lambda: SGD(float("nan")), ValueError, "learning_rate must be at least 0, got nan"),
-        (lambda: SGD(float("inf")), ValueError, "learning_rate must be at least 0, got inf"),
-        (lambda: SGD(0.1, momentum=1.0), ValueError, r"momentum must be in \[0, 1\), got 1.0"),
+        (lambda: SGD(-0.1), ValueError, "learning_rate must be finite and at least 0, got -0.1"),
+        (lambda: SGD("fast"), TypeError, "learning_rate must be a number, got 'fast'"),
+        (lambda: SGD(float("nan")), ValueError, "learning_rate must be finite and at least 0, got nan"),
+        (lambda: SGD(float("inf")), ValueError, "learning_rate must be finite and at least 0, got inf"),
+        (lambda: SGD(0.1, momentum=1.0), ValueError, r"momentum must be in \[0, 1\), got 1\.0"),
         (lambda: Adam(beta1=1.0), ValueError, r"beta1 must be in \[0, 1\)"),
         (lambda: Adam(beta2=-1), ValueError, r"beta2 must be in \[0, 1\)"),
-        (lambda: Adam(epsilon=None), TypeError, "epsilon must be a number, got NoneType"),
+        (lambda: Adam(epsilon=None), TypeError, "epsilon must be a number, got None"),
     ],
 )
 def test_bad_settings(call, error, message):
