@@ -24,6 +24,11 @@ MODULES: dict[str, str] = {
     "check_targets": "cross_entropy",
     "cross_entropy": "cross_entropy",
     "cross_entropy_with_grad": "cross_entropy",
+    "soft_cross_entropy": "soft_cross_entropy",
+    "soft_cross_entropy_with_grad": "soft_cross_entropy",
+    "softmax_backward": "backward",
+    "log_softmax_backward": "backward",
+    "softmax_hessian": "backward",
     "relu": "elementwise",
     "relu_backward": "elementwise",
     "sgd_update": "elementwise",
@@ -76,3 +81,15 @@ def build_all(dtypes: Iterable[np.dtype | str] = ("float32", "float64")) -> None
 def built() -> list[tuple[str, str]]:
     """The (kernel, dtype) pairs built so far in this process."""
     return [(name, dtype.name) for name, by_dtype in KERNELS.items() for dtype in by_dtype]
+
+
+def environment() -> dict[str, str]:
+    """What compiles the kernels, for which CPU, and where they are kept."""
+    import llvmlite
+    import numba
+    from llvmlite import binding
+
+    from ._cache import folder
+
+    cpu = numba.config.CPU_NAME or binding.get_host_cpu_name()
+    return {"numba": numba.__version__, "llvmlite": llvmlite.__version__, "cpu": cpu, "cache": str(folder() or "none")}

@@ -1,0 +1,375 @@
+"""From what people pass to what kernels accept: dtypes, axes, out=, targets, weights. Every error message is here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Array = NDArray[Any]
+Axes = tuple[int, ...]
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+# dtype -> the precision it is computed in
+COMPUTED_IN = {np.dtype(np.float16): FLOAT32, FLOAT32: FLOAT32, FLOAT64: FLOAT64}
+REDUCTIONS = ("mean", "sum", "none")
+NOTHING = np.empty(0)  # stands for an array that was not given
+NO_LABELS = np.empty(0, np.int64)
+C_CONTIGUOUS_ALIGNED = 0x101  # NumPy's flag bits
+
+
+# ---- arrays of numbers ------------------------------------------------------------------------------------------------
+def array(x: ArrayLike, name: str) -> Array:
+    """Any array-like as a plain ndarray."""
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: fill it, or set masked logits to -inf")
+    try:
+        return np.asarray(x)
+    except ValueError:
+        raise ValueError(f"{name} must be an array or a nested sequence with rows of one length, got ragged rows") from None
+
+
+def floats(x: ArrayLike, name: str) -> Array:
+    """Any array-like as float16, float32 or float64 in native byte order; integers become float64."""
+    a = array(x, name)
+    if a.dtype in COMPUTED_IN:
+        return a
+    if a.dtype.kind == "f" and a.dtype.itemsize <= 8:
+        return a.astype(a.dtype.newbyteorder("="))
+    if a.dtype.kind in "iu":
+        return a.astype(FLOAT64)
+    raise TypeError(f"{name} must be float16, float32, float64 or integers, got {_kind_of(x, a)}")
+
+
+def _kind_of(x: Any, a: Array) -> str:
+    return f"dtype {a.dtype}" if isinstance(x, np.ndarray) or a.dtype != object else f"{type(x).__name__}, dtype object"
+
+
+def contiguous(a: Array, dtype: np.dtype[Any]) -> Array:
+    """C-contiguous, aligned, of that dtype: `a` itself or a copy."""
+    return a if a.dtype == dtype and (a.flags.num & 0x101) == C_CONTIGUOUS_ALIGNED else np.array(a, dtype, order="C")
+
+
+def same_shape(a: Array, b: Array, names: str) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"{names} must have one shape, got {a.shape} and {b.shape}")
+
+
+def real(x: Any, name: str) -> float:
+    """A finite or infinite Python number, not a string or an array."""
+    if isinstance(x, (bool, np.bool_, str, bytes)) or np.ndim(x) != 0:
+        raise TypeError(f"{name} must be a number, got {_described(x)}")
+    try:
+        return float(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {_described(x)}") from None
+
+
+def integer(x: Any, name: str) -> int:
+    if isinstance(x, (bool, np.bool_)) or not hasattr(x, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {_described(x)}")
+    try:
+        return int(x.__index__())
+    except TypeError:  # an array of several
+        raise TypeError(f"{name} must be an integer, got {_described(x)}") from None
+
+
+def _described(x: Any) -> str:
+    return f"an array of shape {np.shape(x)}" if isinstance(x, np.ndarray) else f"{x!r:.60} ({type(x).__name__})"
+
+
+# ---- axes: every array becomes a C-contiguous matrix whose rows lie along the axes ------------------------------------
+def axes_of(axis: Any, ndim: int) -> Axes:
+    """The axes to work along, as non-negative integers: an integer, a tuple, or None for all."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    axes = []
+    for a in given:
+        k = integer(a, "axis")
+        if not -ndim <= k < ndim:
+            raise ValueError(f"axis must lie within the array's {ndim} dimensions, got axis {k}")
+        axes.append(k % ndim)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"axis must not name a dimension twice, got {axis}")
+    return tuple(axes)
+
+
+def one_axis(axis: Any, ndim: int) -> Axes:
+    if ndim == 0:
+        raise ValueError("logits must have at least one dimension, the classes; got a single number")
+    if axis is None or isinstance(axis, tuple):
+        raise TypeError(f"axis must be one integer here, got {axis!r}")
+    return axes_of(axis, ndim)
+
+
+def classes_along(shape: tuple[int, ...], axes: Axes, name: str) -> int:
+    """The number of classes; there must be one at least, unless there are no rows."""
+    n = math.prod(shape[k] for k in axes)
+    if n == 0 and math.prod(s for k, s in enumerate(shape) if k not in axes):
+        raise ValueError(f"{name} must have at least 1 class along the axis, got 0: shape {shape}")
+    return n
+
+
+def _rest(ndim: int, axes: Axes) -> Axes:
+    return tuple(k for k in range(ndim) if k not in axes)
+
+
+def lead_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """The shape with the axes taken out."""
+    return tuple(shape[k] for k in _rest(len(shape), axes))
+
+
+def to_rows(a: Array, axes: Axes, n_classes: int, dtype: np.dtype[Any]) -> Array:
+    """A matrix (n_rows, n_classes), C-contiguous, of that dtype: a view of `a` where it can be."""
+    if axes != tuple(range(a.ndim - len(axes), a.ndim)):
+        a = a.transpose(_rest(a.ndim, axes) + axes)
+    return contiguous(a, dtype).reshape(-1 if n_classes else 0, n_classes)
+
+
+def from_rows(matrix: Array, shape: tuple[int, ...], axes: Axes) -> Array:
+    """The way back: a view of `matrix` with the given shape."""
+    order = _rest(len(shape), axes) + axes
+    return matrix.reshape([shape[k] for k in order]).transpose(np.argsort(order))
+
+
+def is_rows(a: Array, axes: Axes, dtype: np.dtype[Any]) -> bool:
+    """Whether `to_rows` gives a view."""
+    last = axes == tuple(range(a.ndim - len(axes), a.ndim))
+    return last and a.dtype == dtype and (a.flags.num & 0x101) == C_CONTIGUOUS_ALIGNED
+
+
+# ---- out= ----------------------------------------------------------------------------------------------------------------
+def result_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """`out`, checked, or a new array."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    return out
+
+
+def safe_to_fill(out: Array, *inputs: Array) -> bool:
+    """Whether rows of `out` may be written while rows of the inputs are still to be read: the same array or none of it."""
+    for a in inputs:
+        same = a.__array_interface__["data"] == out.__array_interface__["data"] and a.strides == out.strides
+        if not (same and a.shape == out.shape) and np.may_share_memory(a, out):
+            return False
+    return True
+
+
+# ---- targets and weights ---------------------------------------------------------------------------------------------
+def targets_of(targets: ArrayLike, shape: tuple[int, ...], axes: Axes, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """(labels, probabilities), one of them empty: int64 indices (n_rows,), or rows of probabilities (n_rows, n_classes)."""
+    a = array(targets, "targets")
+    lead = lead_shape(shape, axes)
+    n_classes = math.prod(shape[k] for k in axes)
+    if a.dtype.kind not in "iuf":
+        raise TypeError(f"targets must be class indices (integers) or probabilities (floats), got dtype {a.dtype}")
+    if a.shape == shape and a.shape != lead:
+        return NO_LABELS, to_rows(floats(a, "targets"), axes, n_classes, dtype)
+    if a.shape != lead:
+        raise ValueError(
+            f"targets must have shape {lead} for class indices or {shape} for probabilities, got {a.shape}"
+        )
+    if a.dtype.kind == "f":
+        raise TypeError(f"targets of shape {lead} are class indices and must be integers, got dtype {a.dtype}")
+    if a.dtype.kind == "u" and a.dtype.itemsize == 8:  # what int64 cannot hold must not turn negative
+        a = np.minimum(a, np.uint64(np.iinfo(np.int64).max))
+    return contiguous(a, np.dtype(np.int64)).reshape(-1), NOTHING.reshape(0, 0).astype(dtype)
+
+
+def bad_label(targets: ArrayLike, row: int, n_classes: int, ignore_index: int | None) -> NoReturn:
+    a = np.asarray(targets)
+    place = tuple(int(k) for k in np.unravel_index(row, a.shape)) if a.ndim > 1 else row
+    other = "" if ignore_index is None else f" or ignore_index {ignore_index}"
+    raise IndexError(
+        f"targets: row {place} has label {a.reshape(-1)[row]}, expected 0 <= label < {n_classes} ({n_classes} classes){other}"
+    )
+
+
+def weights(x: ArrayLike | None, shape: tuple[int, ...], name: str) -> Array:
+    """float64 weights of that shape, flattened; empty if None."""
+    if x is None:
+        return NOTHING
+    a = floats(x, name)
+    if a.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {a.shape}")
+    if a.size == 0:
+        return NOTHING
+    return contiguous(a, FLOAT64).reshape(-1)
+
+
+def smoothing(x: Any) -> float:
+    value = real(x, "label_smoothing")
+    if not 0 <= value <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {value}")
+    return value
+
+
+def reduction_of(x: Any) -> str:
+    if x not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {x!r}")
+    return str(x)
+
+
+def grad_losses(x: Any, lead: tuple[int, ...], reduction: str) -> tuple[float, Array]:
+    """(scale, per-row factors or nothing) from `grad_loss`."""
+    if x is None:
+        return 1.0, NOTHING
+    if reduction == "none" and np.ndim(x):
+        return 1.0, weights(x, lead, "grad_loss")
+    if np.ndim(x):
+        raise ValueError(
+            f"grad_loss must be a number for reduction {reduction!r}, got shape {np.shape(x)}; rows need reduction 'none'"
+        )
+    return real(x, "grad_loss"), NOTHING
+
+
+# ---- products ----------------------------------------------------------------------------------------------------------
+def common_dtype(*arrays: Array) -> np.dtype[Any]:
+    return np.result_type(*arrays)
+
+
+def affine_shapes(x: Array, weight: Array, bias: Array | None) -> None:
+    if weight.ndim != 2:
+        raise ValueError(f"weight must have 2 dimensions (n_in, n_out), got shape {weight.shape}")
+    if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(f"x must have weight's n_in = {weight.shape[0]} columns, got x {x.shape} and weight {weight.shape}")
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ValueError(f"bias must have shape {weight.shape[1:]}, got {bias.shape}")
+
+
+def grad_out_shape(grad_out: Array, x: Array, weight: Array) -> None:
+    expected = x.shape[:-1] + weight.shape[1:]
+    if grad_out.shape != expected:
+        raise ValueError(f"grad_out must have shape {expected}, as affine(x, weight) has, got {grad_out.shape}")
+
+
+# ---- models: settings and whole data sets ----------------------------------------------------------------------------
+def number(name: str, x: Any, *, low: float = -math.inf, below: float = math.inf) -> float:
+    """A number in [low, below)."""
+    value = real(x, name)
+    if not low <= value < below:
+        bound = "finite" if low == -math.inf else f"finite and at least {low:g}"
+        raise ValueError(f"{name} must be {bound if below == math.inf else f'in [{low:g}, {below:g})'}, got {value}")
+    return value
+
+
+def count(name: str, x: Any, *, low: int = 1) -> int:
+    """An integer of at least `low`."""
+    value = integer(x, name)
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+    return value
+
+
+def parameter_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """float32 or float64."""
+    given = np.dtype(dtype).newbyteorder("=")
+    if given not in (FLOAT32, FLOAT64):
+        raise TypeError(f"dtype must be float32 or float64, got {given}")
+    return given
+
+
+def data_rows(x: ArrayLike, n_in: int | None = None) -> Array:
+    """A data set as it is, of any real dtype: rows of `n_in` values. Nothing is copied; batches are converted later."""
+    a = array(x, "x")
+    if a.dtype.kind not in "buif" or a.dtype.itemsize > 8:
+        raise TypeError(f"x must hold integers or floats of at most 64 bits, got dtype {a.dtype}")
+    if a.ndim < 2:
+        raise ValueError(f"x must have shape (n_rows, ...), got {a.shape}")
+    if n_in is not None and row_size(a) != n_in:
+        raise ValueError(f"x must have {n_in} values in a row as in training, got {row_size(a)}: shape {a.shape}")
+    return a
+
+
+def row_size(a: Array) -> int:
+    return math.prod(a.shape[1:])
+
+
+def data_targets(targets: ArrayLike, n_rows: int, n_classes: int | None) -> tuple[Array, int]:
+    """The targets of a data set, checked before anything is trained on them, and the number of classes."""
+    a = array(targets, "targets")
+    if a.ndim not in (1, 2) or len(a) != n_rows:
+        raise ValueError(f"targets must have shape ({n_rows},) or ({n_rows}, n_classes) like x, got {a.shape}")
+    if n_rows == 0:
+        raise ValueError("x and targets must have at least one row, got none")
+    if a.ndim == 2:
+        if a.dtype.kind != "f":
+            raise TypeError(f"targets of two dimensions are probabilities and must be floats, got dtype {a.dtype}")
+        if n_classes is not None and a.shape[1] != n_classes:
+            raise ValueError(f"targets must have {n_classes} columns, one for each class, got {a.shape[1]}")
+        return a, a.shape[1]
+    if a.dtype.kind not in "iu":
+        raise TypeError(f"targets must be integer class indices or 2-D probabilities, got dtype {a.dtype}")
+    n_classes = int(a.max()) + 1 if n_classes is None else n_classes
+    for row in (int(a.argmin()), int(a.argmax())):
+        if not 0 <= int(a[row]) < n_classes:
+            bad_label(a, row, n_classes, None)
+    return a, n_classes
+
+
+def data_weights(x: ArrayLike | None, n: int, name: str) -> Array | None:
+    """float64 weights of a data set's n rows or classes, or None."""
+    return None if x is None else weights(x, (n,), name)
+
+
+def early_stopping(patience: Any, validation: Any) -> None:
+    if patience is not None and count("patience", patience) and validation is None:
+        raise ValueError("patience needs a validation set: pass validation=(x, targets)")
+
+
+def checkpointing(checkpoint: Any, checkpoint_every: Any, resume: bool) -> None:
+    if checkpoint_every is not None:
+        count("checkpoint_every", checkpoint_every)
+    if checkpoint is None and (resume or checkpoint_every is not None):
+        raise ValueError("resume and checkpoint_every need a file: pass checkpoint=path")
+
+
+def not_fitted(model: object) -> NoReturn:
+    raise ValueError(f"this {type(model).__name__} has no parameters yet: call fit or partial_fit, or load a file")
+
+
+def loss_not_finite(loss: float, step: int, learning_rate: float, kept: int) -> NoReturn:
+    raise FloatingPointError(
+        f"the loss became {loss} at step {step} with learning rate {learning_rate:g}: the model keeps its weights of "
+        f"step {kept}, the last known good ones; try a smaller learning rate, and check that x is finite and scaled"
+    )
+
+
+# ---- gradient checks -------------------------------------------------------------------------------------------------
+def checked_param(param: Any, name: int | str, gradient: Array | None) -> Array:
+    """A float array that can be changed in place, with a gradient of its shape."""
+    if not isinstance(param, np.ndarray) or param.dtype.kind != "f":
+        raise TypeError(f"parameter {name!r} must be a float array, got {_described(param)}")
+    if not (param.flags.c_contiguous and param.flags.writeable):
+        raise ValueError(f"parameter {name!r} must be C-contiguous and writable: it is changed in place")
+    if gradient is None or gradient.shape != param.shape:
+        came = "none" if gradient is None else f"shape {gradient.shape}"
+        raise ValueError(f"f must return a gradient of shape {param.shape} for parameter {name!r}, got {came}")
+    return param
+
+
+def something_checked(worst: Any) -> Any:
+    if worst is None:
+        raise ValueError("params must hold at least one entry to check, got none")
+    return worst
+
+
+# ---- the library itself ---------------------------------------------------------------------------------------------------
+def kernel_dtype(dtype: Any) -> np.dtype[Any]:
+    d = np.dtype(dtype)
+    if d not in (FLOAT32, FLOAT64):
+        raise TypeError(f"dtypes must be float32 or float64, got {d}")
+    return d

@@ -1,0 +1,779 @@
+"""The public functions: validate, pick the kernel, return.
+
+Everywhere: float32 and float64 are computed in their own precision, float16 in float32; integers and lists become float64;
+anything else is a TypeError. Inputs are never written to, unless given as `out=`. Results are the same bits on every run,
+for every number of threads, every memory layout, and whatever other rows are in the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _arrays
+from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
+from ._threads import get_num_threads, num_threads, run_chunks, set_num_threads
+from .kernels import KERNELS, build_all, environment
+
+__all__ = [
+    "affine", "affine_backward", "cross_entropy", "cross_entropy_grad_hess", "cross_entropy_with_grad",
+    "get_num_threads", "linear_cross_entropy", "linear_cross_entropy_with_grad", "log_softmax", "log_softmax_backward",
+    "logsumexp", "num_threads", "relu", "relu_backward", "set_num_threads", "show_config", "softmax",
+    "softmax_backward", "warmup",
+]  # fmt: skip
+
+Array = NDArray[Any]
+Reduction = Literal["mean", "sum", "none"]
+
+_CHUNK = 1 << 17  # elements: 30 us; chunks do not depend on the number of threads, so that sums do not
+_PARALLEL = 5 * _CHUNK  # elements: 200 us of serial work, where a second thread begins to pay
+_STREAM = 1 << 25  # bytes of output: beyond the last-level cache, go past it
+
+
+def _over_rows(n_rows: int, n_columns: int, call: Callable[[int, int, bool], Any]) -> float:
+    """Call ``call(first, last, release_gil)`` on chunks of rows; add what it returns in the order of the rows.
+
+    Small work keeps the GIL: to hand it over and back costs 5 ms beside a busy Python thread.
+    """
+    if n_rows * n_columns <= _CHUNK:
+        return call(0, n_rows, False) or 0.0
+    rows = max(16, _CHUNK // n_columns // 16 * 16)
+    results = [0.0] * -(-n_rows // rows)
+
+    def chunk(i: int) -> None:
+        results[i] = call(i * rows, min(n_rows, (i + 1) * rows), True) or 0.0
+
+    if n_rows * n_columns < _PARALLEL:
+        for i in range(len(results)):
+            chunk(i)
+    else:
+        run_chunks(chunk, len(results))
+    total = 0.0
+    for r in results:
+        total += r
+    return total
+
+
+# ---- softmax and its relatives ----------------------------------------------------------------------------------------
+def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
+    """A kernel (rows in, rows out) along the axes of an array of any layout."""
+    x = _arrays.floats(logits, "logits")
+    axes = _arrays.axes_of(axis, x.ndim)
+    n_classes = _arrays.classes_along(x.shape, axes, "logits")
+    result = _arrays.result_array(out, x.shape, x.dtype)
+    if x.size == 0:
+        return result
+    dtype = COMPUTED_IN[x.dtype]
+    rows = _arrays.to_rows(x, axes, n_classes, dtype)
+    direct = _arrays.is_rows(result, axes, dtype) and _arrays.safe_to_fill(result, rows)
+    target = result.reshape(rows.shape) if direct else np.empty_like(rows)
+    kernel = KERNELS[name][dtype]
+    streaming = target.nbytes >= _STREAM and not np.may_share_memory(target, rows)
+    _over_rows(*rows.shape, lambda first, last, release: kernel(rows, target, streaming, first, last, release))
+    if not direct:
+        result[...] = _arrays.from_rows(target, x.shape, axes)
+    return result
+
+
+def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:
+    r"""Probabilities from logits: ``exp(z - max z) / sum(exp(z - max z))`` along an axis.
+
+    Parameters
+    ----------
+    logits : array_like, any shape
+        float16, float32, float64, or integers (which become float64). -inf masks a class.
+    axis : int, tuple of int, or None
+        The axis along which probabilities sum to one. None: over the whole array at once. The default, -1, is per row of a
+        matrix (n_rows, n_classes).
+    out : ndarray, optional
+        Where to put the result; of logits' shape and the result's dtype. May be `logits` itself.
+
+    Returns
+    -------
+    ndarray
+        Of logits' shape and dtype. Within 2 ulps in float32 and 4 in float64. Masked classes are exactly 0; a row with +inf
+        or NaN, or of -inf alone, is NaN.
+
+    Raises
+    ------
+    TypeError
+        For other dtypes, masked arrays, an axis that is no integer.
+    ValueError
+        For an axis outside the array, no classes, or an `out` that does not fit.
+
+    Notes
+    -----
+    Dividing by the sum over a whole batch, ``e = np.exp(z - z.max()); e / e.sum()``, is the most common bug of hand-written
+    softmax; with the maximum of the whole batch, rows far below it also underflow to 0 / 0.
+    For the rounding error of z - max z, which others drop and lose 30 to 130 ulps by, see Blanchard, Higham and Higham,
+    "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41 (2021).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax import softmax
+    >>> softmax([[1000.0, 1000.0], [0.0, -np.inf]])
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
+    # Small matrices are all overhead: the same checks in 0.3 us.
+    if axis == -1 and out is None and type(logits) is np.ndarray:
+        shape = logits.shape
+        kernel = _SMALL_SOFTMAX.get(logits.dtype)
+        if kernel is not None and len(shape) == 2 and 0 < logits.size <= _CHUNK and logits.flags.num & 0x101 == 0x101:
+            out = np.empty(shape, logits.dtype)
+            kernel(logits, out, False, 0, shape[0], False)
+            return out
+    _SMALL_SOFTMAX.update(KERNELS["softmax"])
+    return _along_rows("softmax", logits, axis, out)
+
+
+_SMALL_SOFTMAX: dict[Any, Callable[..., Any]] = {}  # what is built already
+
+
+def log_softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:
+    r"""Logarithms of the softmax: ``(z - max z) - log1p(sum of the other exp(z - max z))``.
+
+    Two terms of one sign, so nothing cancels: for logits (0, -40) the larger class has -4.2e-18, where
+    ``z - logsumexp(z)`` gives 0.
+
+    Parameters
+    ----------
+    logits : array_like, any shape
+    axis : int, tuple of int, or None
+    out : ndarray, optional
+        As for `softmax`.
+
+    Returns
+    -------
+    ndarray
+        Of logits' shape and dtype; masked classes (-inf) are -inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`.
+
+    Examples
+    --------
+    >>> from fastsoftmax import log_softmax
+    >>> log_softmax([0.0, -40.0])
+    array([-4.24835426e-18, -4.00000000e+01])
+    """
+    return _along_rows("log_softmax", logits, axis, out)
+
+
+def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, keepdims: bool = False) -> Any:
+    r"""``log(sum(exp(z)))`` along an axis, as ``max z + log1p(sum of the other exp(z - max z))``.
+
+    Parameters
+    ----------
+    logits : array_like, any shape
+    axis : int, tuple of int, or None
+        As for `softmax`.
+    keepdims : bool
+        Keep the summed axes, with length 1.
+
+    Returns
+    -------
+    ndarray or scalar
+        logits' shape without the axes; a NumPy scalar where nothing is left of the shape. A row of -inf alone gives -inf,
+        +inf gives inf, NaN gives NaN; no classes at all give -inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`.
+
+    Examples
+    --------
+    >>> from fastsoftmax import logsumexp
+    >>> float(logsumexp([1000.0, 1000.0]))
+    1000.6931471805599
+    """
+    x = _arrays.floats(logits, "logits")
+    axes = _arrays.axes_of(axis, x.ndim)
+    n_classes = _arrays.classes_along(x.shape, axes, "logits")
+    dtype = COMPUTED_IN[x.dtype]
+    rows = _arrays.to_rows(x, axes, n_classes, dtype)
+    lead = _arrays.lead_shape(x.shape, axes)
+    lse = np.empty(int(np.prod(lead)), dtype)
+    if x.size:
+        kernel = KERNELS["logsumexp"][dtype]
+        _over_rows(*rows.shape, lambda first, last, release: kernel(rows, lse, first, last, release))
+    shape = tuple(1 if k in axes else s for k, s in enumerate(x.shape)) if keepdims else lead
+    return lse.astype(x.dtype, copy=False).reshape(shape)[()]
+
+
+def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
+    g, y = _arrays.floats(grad, names[0]), _arrays.floats(result, names[1])
+    _arrays.same_shape(g, y, " and ".join(names))
+    axes = _arrays.axes_of(axis, y.ndim)
+    n_classes = _arrays.classes_along(y.shape, axes, names[1])
+    dtype_out = _arrays.common_dtype(g, y)
+    grad_logits = _arrays.result_array(out, y.shape, dtype_out)
+    if y.size == 0:
+        return grad_logits
+    dtype = COMPUTED_IN[dtype_out]
+    g_rows, y_rows = (_arrays.to_rows(a, axes, n_classes, dtype) for a in (g, y))
+    direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
+    target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
+    kernel = KERNELS[name][dtype]
+    _over_rows(*y_rows.shape, lambda first, last, release: kernel(g_rows, y_rows, target, first, last, release))
+    if not direct:
+        grad_logits[...] = _arrays.from_rows(target, y.shape, axes)
+    return grad_logits
+
+
+def softmax_backward(grad_probs: ArrayLike, probs: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:  # fmt: skip
+    r"""Gradient of a loss for the logits, from its gradient for the probabilities: ``p * (g - sum(g * p))``.
+
+    This is the vector-Jacobian product: the Jacobian ``diag(p) - p p^T``, (n_classes, n_classes) for every row, is never
+    built. (Flattened over a batch it would be (n_rows * n_classes)^2, the shapes people find not to align.)
+
+    Parameters
+    ----------
+    grad_probs, probs : array_like of one shape
+        d(loss)/d(probs), and the result of `softmax`.
+    axis : int, tuple of int, or None
+        The axis given to `softmax`.
+    out : ndarray, optional
+        Where to put the result; may be either input.
+
+    Returns
+    -------
+    ndarray
+        d(loss)/d(logits), of probs' shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`; also if the two shapes differ.
+    """
+    return _backward("softmax_backward", grad_probs, probs, axis, out, ("grad_probs", "probs"))
+
+
+def log_softmax_backward(grad_log_probs: ArrayLike, log_probs: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:  # fmt: skip
+    r"""Gradient for the logits from the gradient for the log-probabilities: ``g - exp(log_probs) * sum(g)``.
+
+    Parameters
+    ----------
+    grad_log_probs, log_probs : array_like of one shape
+        d(loss)/d(log_probs), and the result of `log_softmax`.
+    axis, out
+        As for `softmax_backward`.
+
+    Returns
+    -------
+    ndarray
+        d(loss)/d(logits), of log_probs' shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax_backward`.
+    """
+    return _backward("log_softmax_backward", grad_log_probs, log_probs, axis, out, ("grad_log_probs", "log_probs"))
+
+
+# ---- cross-entropy ----------------------------------------------------------------------------------------------------
+class _Loss(NamedTuple):
+    """The checked arguments of a cross-entropy, as kernels take them."""
+
+    labels: Array
+    probs: Array
+    class_weight: Array
+    sample_weight: Array
+    ignore_index: int
+    smoothing: float
+    reduction: str
+    denominator: float
+    lead: tuple[int, ...]
+
+    def sums(self) -> bool:
+        return self.reduction != "none"
+
+
+def _loss_arguments(
+    targets: ArrayLike, shape: tuple[int, ...], axes: tuple[int, ...], dtype: Any, class_weight: ArrayLike | None,
+    sample_weight: ArrayLike | None, ignore_index: int, label_smoothing: float, reduction: str,
+) -> _Loss:  # fmt: skip
+    """Check everything that is not logits, and find what the mean divides by."""
+    labels, probs = _arrays.targets_of(targets, shape, axes, dtype)
+    lead = _arrays.lead_shape(shape, axes)
+    n_classes = _arrays.classes_along(shape, axes, "logits")
+    reduction = _arrays.reduction_of(reduction)
+    ignore = _arrays.integer(ignore_index, "ignore_index")
+    ignore = min(max(ignore, -(2**63)), 2**63 - 1)
+    by_class = _arrays.weights(class_weight, (n_classes,), "class_weight")
+    by_row = _arrays.weights(sample_weight, lead, "sample_weight")
+    smoothing = _arrays.smoothing(label_smoothing)
+    if probs.size:
+        n_rows = probs.shape[0]
+        denominator = KERNELS["check_targets"][FLOAT64](np.zeros(n_rows, np.int64), 1, -1, NOTHING, by_row, False)[1]
+    else:
+        bad, denominator = KERNELS["check_targets"][FLOAT64](labels, n_classes, ignore, by_class, by_row, False)
+        if bad >= 0:
+            _arrays.bad_label(targets, bad, n_classes, ignore)
+    return _Loss(labels, probs, by_class, by_row, ignore, smoothing, reduction, denominator, lead)
+
+
+def _reduced(loss: _Loss, total: float, losses: Array, dtype: Any) -> Any:
+    if loss.reduction == "none":
+        return losses.astype(dtype, copy=False).reshape(loss.lead)[()]
+    if loss.reduction == "sum":
+        return total
+    return total / loss.denominator if loss.denominator else float("nan")
+
+
+def cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, ignore_index: int = -100, label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Any:  # fmt: skip
+    r"""Softmax cross-entropy from logits: per row ``log1p(sum of the other exp(z - max z)) - (z_target - max z)``.
+
+    Never from probabilities (log(0)), never as ``logsumexp(z) - z_target`` (which cancels): a confident row has its loss of
+    1e-20, not 0, and a hopeless one its loss of 800, not inf.
+
+    Parameters
+    ----------
+    logits : array_like
+        Any shape with at least one dimension; (n_rows, n_classes) as a rule.
+    targets : array_like
+        Class indices of any integer type, of logits' shape without `axis`; or probabilities (one-hot rows among them) of
+        logits' shape.
+    axis : int
+        Where the classes are.
+    class_weight : array_like (n_classes,), optional
+        Factor for each class, as torch's `weight`.
+    sample_weight : array_like, optional
+        Factor for each row, of logits' shape without `axis`.
+    ignore_index : int
+        Rows with this index contribute exactly 0 to loss and gradient, even if they hold NaN. Not for probabilities.
+    label_smoothing : float in [0, 1]
+        e: the target becomes ``(1 - e) * target + e / n_classes``.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the sum of the rows' weights, ``class_weight[target] * sample_weight`` (for probabilities: by the
+        sum of `sample_weight`); the mean over nothing is NaN, as in torch.
+
+    Returns
+    -------
+    float, or ndarray for "none"
+        In nats. Reduced losses are summed in float64 in a fixed order; per-row losses have logits' dtype and `targets`' shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For dtypes, shapes or options that do not fit; before anything is written.
+    IndexError
+        For a label that is neither a class nor `ignore_index`: names the row.
+
+    Notes
+    -----
+    The definitions of weights, smoothing and means are torch.nn.functional.cross_entropy's.
+
+    Examples
+    --------
+    >>> from fastsoftmax import cross_entropy
+    >>> cross_entropy([[0.0, 50.0]], [1])
+    1.928749847963918e-22
+    """
+    x = _arrays.floats(logits, "logits")
+    axes = _arrays.one_axis(axis, x.ndim)
+    dtype = COMPUTED_IN[x.dtype]
+    loss = _loss_arguments(
+        targets, x.shape, axes, dtype, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    )
+    n_classes = x.shape[axes[0]]
+    rows = _arrays.to_rows(x, axes, n_classes, dtype)
+    losses = np.empty(0 if loss.sums() else len(rows), dtype)
+    return _reduced(loss, _total_loss(rows, loss, losses) if rows.size else 0.0, losses, x.dtype)
+
+
+def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
+    if loss.probs.size or loss.smoothing:
+        kernel = KERNELS["soft_cross_entropy"][rows.dtype]
+        before: tuple[Any, ...] = (rows, loss.labels, loss.probs, loss.smoothing)
+    else:
+        kernel = KERNELS["cross_entropy"][rows.dtype]
+        before = (rows, loss.labels)
+    before += (loss.class_weight, loss.sample_weight, loss.ignore_index, losses)
+    return _over_rows(*rows.shape, lambda first, last, release: kernel(*before, first, last, release))
+
+
+def cross_entropy_with_grad(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, ignore_index: int = -100, label_smoothing: float = 0.0,
+    reduction: Reduction = "mean", grad_loss: ArrayLike | None = None, out: Array | None = None,
+) -> tuple[Any, Array]:  # fmt: skip
+    r"""The loss of `cross_entropy` and its gradient for the logits, in one pass over the logits.
+
+    ``grad = weight * (softmax(z) - target) * grad_loss / divisor``, with the same weights and divisor as the loss, so the
+    1/n of the mean is in it, once. At the target it is computed as minus the other classes' share, never as ``p - 1``: it does
+    not die when the model is confident.
+
+    Parameters
+    ----------
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+        As for `cross_entropy`.
+    grad_loss : float, or array_like of one factor a row for reduction "none"; optional
+        d(objective)/d(loss), multiplied into the gradient; 1 if not given.
+    out : ndarray, optional
+        Where to put the gradient; may be `logits` itself.
+
+    Returns
+    -------
+    loss : float or ndarray
+        As `cross_entropy`.
+    grad_logits : ndarray
+        Of logits' shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy`; nothing is written then.
+
+    Examples
+    --------
+    >>> from fastsoftmax import cross_entropy_with_grad
+    >>> loss, grad = cross_entropy_with_grad([[0.0, 50.0]], [1])
+    >>> grad
+    array([[ 1.92874985e-22, -1.92874985e-22]])
+    """
+    x = _arrays.floats(logits, "logits")
+    axes = _arrays.one_axis(axis, x.ndim)
+    dtype = COMPUTED_IN[x.dtype]
+    loss = _loss_arguments(
+        targets, x.shape, axes, dtype, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    )
+    scale, by_row = _arrays.grad_losses(grad_loss, loss.lead, loss.reduction)
+    grad = _arrays.result_array(out, x.shape, x.dtype)
+    n_classes = x.shape[axes[0]]
+    rows = _arrays.to_rows(x, axes, n_classes, dtype)
+    losses = np.empty(0 if loss.sums() else len(rows), dtype)
+    total = 0.0
+    if rows.size:
+        direct = _arrays.is_rows(grad, axes, dtype) and _arrays.safe_to_fill(
+            grad, rows, loss.probs, loss.class_weight, loss.sample_weight, loss.labels, by_row
+        )
+        target = grad.reshape(rows.shape) if direct else np.empty_like(rows)
+        total = _fill_gradient(rows, loss, scale, by_row, losses, target)
+        if not direct:
+            grad[...] = _arrays.from_rows(target, x.shape, axes)
+    return _reduced(loss, total, losses, x.dtype), grad
+
+
+def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses: Array, grad: Array) -> float:
+    denominator = loss.denominator if loss.reduction == "mean" else 1.0
+    if loss.probs.size or loss.smoothing:
+        kernel = KERNELS["soft_cross_entropy_with_grad"][rows.dtype]
+        before: tuple[Any, ...] = (rows, loss.labels, loss.probs, loss.smoothing)
+        after: tuple[Any, ...] = ()
+    else:
+        kernel = KERNELS["cross_entropy_with_grad"][rows.dtype]
+        before = (rows, loss.labels)
+        after = (grad.nbytes >= _STREAM and not np.may_share_memory(grad, rows),)
+    before += (loss.class_weight, loss.sample_weight, loss.ignore_index, by_row, scale, denominator, losses, grad)
+    return _over_rows(*rows.shape, lambda first, last, release: kernel(*before, *after, first, last, release))
+
+
+def cross_entropy_grad_hess(
+    logits: ArrayLike, targets: ArrayLike, *, sample_weight: ArrayLike | None = None, hessian_scale: float = 1.0
+) -> tuple[Array, Array]:
+    r"""Gradient and diagonal of the Hessian of the summed cross-entropy: what boosting libraries ask of an objective.
+
+    ``grad = w * (p - target)`` and ``diag_hess = hessian_scale * w * p * (1 - p)``, p the softmax of a row, w its weight;
+    1 - p is taken as the share of the other classes.
+
+    Parameters
+    ----------
+    logits : array_like (..., n_classes)
+    targets : array_like
+        Class indices or probabilities, as for `cross_entropy`.
+    sample_weight : array_like, optional
+        One factor a row.
+    hessian_scale : float
+        XGBoost and LightGBM multiply by 2, scikit-learn by 1.
+
+    Returns
+    -------
+    grad, diag_hess : ndarray
+        Of logits' shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy`.
+    """
+    factor = _arrays.real(hessian_scale, "hessian_scale")
+    x = _arrays.floats(logits, "logits")
+    _, grad = cross_entropy_with_grad(x, targets, sample_weight=sample_weight, reduction="sum")
+    axes = _arrays.one_axis(-1, x.ndim)
+    dtype = COMPUTED_IN[x.dtype]
+    rows = _arrays.to_rows(x, axes, x.shape[-1], dtype)
+    by_row = _arrays.weights(sample_weight, x.shape[:-1], "sample_weight")
+    hess = np.empty_like(rows)
+    if rows.size:
+        kernel = KERNELS["softmax_hessian"][dtype]
+        _over_rows(*rows.shape, lambda first, last, release: kernel(rows, by_row, factor, hess, first, last, release))
+    return grad, hess.reshape(x.shape).astype(x.dtype, copy=False)
+
+
+# ---- products ----------------------------------------------------------------------------------------------------------
+def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None) -> Array:
+    r"""``x @ weight + bias``: the scores of a linear layer.
+
+    Parameters
+    ----------
+    x : array_like (..., n_in)
+    weight : array_like (n_in, n_out)
+    bias : array_like (n_out,), optional
+    out : ndarray (..., n_out), optional
+        Where to put the result; must not share memory with the inputs.
+
+    Returns
+    -------
+    ndarray (..., n_out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For dtypes and shapes that do not fit.
+    """
+    x, weight, b = _affine_inputs(x, weight, bias)
+    dtype = _arrays.common_dtype(x, weight)
+    result = _arrays.result_array(out, x.shape[:-1] + weight.shape[1:], dtype)
+    computed = COMPUTED_IN[dtype]
+    a, w = (_arrays.contiguous(v, computed) for v in (x, weight))
+    product = np.matmul(a, w)
+    if b is not None:
+        product += b
+    result[...] = product
+    return result
+
+
+def _affine_inputs(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None) -> tuple[Array, Array, Array | None]:
+    a, w = _arrays.floats(x, "x"), _arrays.floats(weight, "weight")
+    b = None if bias is None else _arrays.floats(bias, "bias")
+    _arrays.affine_shapes(a, w, b)
+    return a, w, b
+
+
+def affine_backward(
+    grad_out: ArrayLike, x: ArrayLike, weight: ArrayLike, *, need_grad_x: bool = True
+) -> tuple[Array | None, Array, Array]:
+    r"""Gradients of a linear layer: ``grad_out @ weight.T``, ``x.T @ grad_out``, and grad_out summed over the rows.
+
+    Nothing is divided by the number of rows: that belongs to the loss (see `cross_entropy_with_grad`), once.
+
+    Parameters
+    ----------
+    grad_out : array_like (..., n_out)
+        d(loss)/d(affine(x, weight, bias)).
+    x : array_like (..., n_in)
+    weight : array_like (n_in, n_out)
+    need_grad_x : bool
+        False for a first layer: saves half of the work.
+
+    Returns
+    -------
+    grad_x : ndarray (..., n_in), or None
+    grad_weight : ndarray (n_in, n_out)
+    grad_bias : ndarray (n_out,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For dtypes and shapes that do not fit.
+    """
+    x, weight, _ = _affine_inputs(x, weight, None)
+    g = _arrays.floats(grad_out, "grad_out")
+    _arrays.grad_out_shape(g, x, weight)
+    dtype = _arrays.common_dtype(g, x, weight)
+    computed = COMPUTED_IN[dtype]
+    g, x, w = (_arrays.contiguous(v, computed) for v in (g, x, weight))
+    g2, x2 = g.reshape(-1 if g.shape[-1] else int(np.prod(g.shape[:-1])), g.shape[-1]), x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
+    grad_x = np.matmul(g, w.T).astype(dtype, copy=False) if need_grad_x else None
+    return grad_x, np.matmul(x2.T, g2).astype(dtype, copy=False), g2.sum(axis=0).astype(dtype, copy=False)
+
+
+def relu(x: ArrayLike, *, out: Array | None = None) -> Array:
+    r"""``max(x, 0)``; NaN stays NaN.
+
+    Parameters
+    ----------
+    x : array_like, any shape
+    out : ndarray, optional
+        Where to put the result; may be `x` itself.
+
+    Returns
+    -------
+    ndarray
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For dtypes and an `out` that do not fit.
+    """
+    a = _arrays.floats(x, "x")
+    return _elementwise("relu", (a,), _arrays.result_array(out, a.shape, a.dtype))
+
+
+def relu_backward(grad_out: ArrayLike, x: ArrayLike, *, out: Array | None = None) -> Array:
+    r"""Gradient of `relu`: `grad_out` where ``x > 0``, else 0.
+
+    Parameters
+    ----------
+    grad_out, x : array_like of one shape
+        `x` may be relu's input or its output.
+    out : ndarray, optional
+        Where to put the result; may be either input.
+
+    Returns
+    -------
+    ndarray
+        d(loss)/d(x).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For dtypes, shapes and an `out` that do not fit.
+    """
+    g, a = _arrays.floats(grad_out, "grad_out"), _arrays.floats(x, "x")
+    _arrays.same_shape(g, a, "grad_out and x")
+    dtype = _arrays.common_dtype(g, a)
+    return _elementwise("relu_backward", (g, a), _arrays.result_array(out, a.shape, dtype))
+
+
+def _elementwise(name: str, inputs: tuple[Array, ...], result: Array) -> Array:
+    dtype = COMPUTED_IN[result.dtype]
+    flat = [_arrays.contiguous(a, dtype).reshape(-1) for a in inputs]
+    whole = (0,) if result.ndim == 0 else tuple(range(result.ndim))
+    direct = result.ndim > 0 and _arrays.is_rows(result, whole, dtype)
+    direct = direct and all(_arrays.safe_to_fill(result.reshape(-1), a) for a in flat)
+    target = result.reshape(-1) if direct else np.empty(result.size, dtype)
+    kernel = KERNELS[name][dtype]
+    _over_rows(result.size, 1, lambda first, last, release: kernel(*flat, target, first, last, release))
+    if not direct:
+        result[...] = target.reshape(result.shape)
+    return result
+
+
+# ---- the classifier head -------------------------------------------------------------------------------------------------
+def linear_cross_entropy(
+    x: ArrayLike, weight: ArrayLike, targets: ArrayLike, bias: ArrayLike | None = None, *,
+    class_weight: ArrayLike | None = None, sample_weight: ArrayLike | None = None, ignore_index: int = -100,
+    label_smoothing: float = 0.0, reduction: Reduction = "mean",
+) -> Any:  # fmt: skip
+    r"""``cross_entropy(x @ weight + bias, targets, ...)``, block by block: the logits are never stored whole.
+
+    Parameters
+    ----------
+    x : array_like (n_rows, n_in)
+    weight : array_like (n_in, n_classes)
+    targets : array_like
+        Class indices (n_rows,) or probabilities (n_rows, n_classes).
+    bias : array_like (n_classes,), optional
+    class_weight, sample_weight, ignore_index, label_smoothing, reduction
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    float, or ndarray for "none"
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `affine` and `cross_entropy`.
+    """
+    return cross_entropy(
+        affine(x, weight, bias), targets, class_weight=class_weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction,
+    )  # fmt: skip
+
+
+def linear_cross_entropy_with_grad(
+    x: ArrayLike, weight: ArrayLike, targets: ArrayLike, bias: ArrayLike | None = None, *,
+    class_weight: ArrayLike | None = None, sample_weight: ArrayLike | None = None, ignore_index: int = -100,
+    label_smoothing: float = 0.0, reduction: Reduction = "mean", need_grad_x: bool = True,
+) -> tuple[Any, tuple[Array | None, Array, Array | None]]:  # fmt: skip
+    r"""The loss of `linear_cross_entropy` and its gradients for x, weight and bias, in one pass over x.
+
+    Parameters
+    ----------
+    x, weight, targets, bias, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+        As for `linear_cross_entropy`. With reduction "none" the gradients are those of the sum.
+    need_grad_x : bool
+        False where x is data: grad_x is then None.
+
+    Returns
+    -------
+    loss : float or ndarray
+    (grad_x, grad_weight, grad_bias) : ndarrays of x's, weight's and bias' shapes
+        grad_bias is None if no bias was given.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `affine` and `cross_entropy`.
+    """
+    logits = affine(x, weight, bias)
+    loss, grad_logits = cross_entropy_with_grad(
+        logits, targets, class_weight=class_weight, sample_weight=sample_weight, ignore_index=ignore_index,
+        label_smoothing=label_smoothing, reduction=reduction, out=logits,
+    )  # fmt: skip
+    grad_x, grad_weight, grad_bias = affine_backward(grad_logits, x, weight, need_grad_x=need_grad_x)
+    return loss, (grad_x, grad_weight, None if bias is None else grad_bias)
+
+
+# ---- the library itself ---------------------------------------------------------------------------------------------------
+def warmup(dtypes: Iterable[Any] = ("float32", "float64")) -> None:
+    """Compile every kernel, or load it from the disk cache: half a minute once instead of a second at each first call.
+
+    Parameters
+    ----------
+    dtypes : iterable of dtype
+        float32, float64 or both.
+
+    Raises
+    ------
+    TypeError
+        For another dtype.
+    """
+    for dtype in dtypes:
+        build_all([_arrays.kernel_dtype(dtype)])
+
+
+def show_config() -> None:
+    """Print versions, CPU, threads, cache folder and the BLAS that NumPy brings."""
+    with contextlib.redirect_stdout(None):
+        blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    kernels = environment()
+    rows = {
+        "fastsoftmax": version("fastsoftmax"),
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "NumPy": f"{np.__version__}, BLAS {blas.get('name', 'unknown')} {blas.get('version', '')}".rstrip(),
+        "numba": f"{kernels['numba']}, llvmlite {kernels['llvmlite']}",
+        "CPU": f"{_cpu_model()} (LLVM: {kernels['cpu']})",
+        "threads": f"{get_num_threads()} of {os.cpu_count()} processors",
+        "cache": kernels["cache"],
+    }
+    for name, value in rows.items():
+        print(f"{name:12}{value}")
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,655 @@
+"""The vector vocabulary: explicit 512-bit vectors as numba values.
+
+A `Vector` is `<16 x float>` or `<8 x double>` (or a mask of as many bits). The lane count is a fact of the source, not of
+the CPU: LLVM splits a vector in two or four on AVX2 or SSE by itself. So the order of every reduction, and with it every bit
+of every result, is the same on each machine that has FMA. A plain numba loop gives none of this: its `exp` is a scalar call
+and its running maximum is never vectorised.
+
+Kernels address memory by raw pointers (`pointer(array, k)`: the k-th element of a C-contiguous array), and by element
+offsets from them. Nothing here checks bounds.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES = {types.float32: 16, types.float64: 8}
+_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_IR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.boolean: _I1}
+_NAME = {types.float32: "f32", types.float64: "f64"}
+_BITS = {types.float32: (32, 23), types.float64: (64, 52)}  # width, mantissa
+
+
+class Vector(types.Type):
+    """`lanes` values of `dtype` side by side in one register; of `boolean`: a mask."""
+
+    def __init__(self, dtype: types.Type, lanes: int) -> None:
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+
+    @property
+    def llvm(self) -> ir.VectorType:
+        return ir.VectorType(_IR[self.dtype], self.lanes)
+
+    @property
+    def suffix(self) -> str:
+        """How LLVM's intrinsics name the type."""
+        return f"v{self.lanes}{_NAME[self.dtype]}"
+
+    @property
+    def mask(self) -> Vector:
+        return Vector(types.boolean, self.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Vector) -> None:
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+def vector_of(dtype: types.Type) -> Vector:
+    return Vector(dtype, LANES[dtype])
+
+
+V32, V64 = vector_of(types.float32), vector_of(types.float64)
+
+
+# ---- emitting LLVM ---------------------------------------------------------------------------------------------------
+def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    function_type = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
+
+
+def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+    vector = ir.VectorType(scalar.type, lanes)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
+    return _shuffle(builder, one, one, [0] * lanes)
+
+
+def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+
+def _first(builder: Any, n: Any, lanes: int) -> Any:
+    """The mask of lanes 0..n-1."""
+    most = ir.Constant(_I64, lanes)
+    n = builder.trunc(builder.select(builder.icmp_signed("<", n, most), n, most), _I32)
+    iota = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", iota, _splat(builder, n, lanes))
+
+
+def _address(builder: Any, pointer: Any, offset: Any, vector: Vector) -> Any:
+    return builder.bitcast(builder.gep(pointer, [offset]), vector.llvm.as_pointer())
+
+
+def _align(vector: Vector) -> int:
+    return _BITS[vector.dtype][0] // 8
+
+
+def _masked_load(builder: Any, address: Any, vector: Vector, mask: Any, fill: Any) -> Any:
+    align = ir.Constant(_I32, _align(vector))
+    return _call(builder, f"llvm.masked.load.{vector.suffix}.p0", vector.llvm, address, align, mask, fill)
+
+
+def _masked_store(builder: Any, address: Any, value: Any, vector: Vector, mask: Any) -> Any:
+    align = ir.Constant(_I32, _align(vector))
+    return _call(builder, f"llvm.masked.store.{vector.suffix}.p0", ir.VoidType(), value, address, align, mask)
+
+
+# ---- operators: a + b, a - b, a * b, a / b, -a, a < b, a == b, mask & mask ------------------------------------------
+class _Binary(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: tuple[Any, ...], kws: Any) -> Any:
+        a, b = args
+        if isinstance(a, Vector) and a == b:
+            return signature(a, a, a)
+
+
+class _Compare(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: tuple[Any, ...], kws: Any) -> Any:
+        a, b = args
+        if isinstance(a, Vector) and a == b and a.dtype is not types.boolean:
+            return signature(a.mask, a, a)
+
+
+def _define(op: Any, template: Any, emit: Any) -> None:
+    infer_global(op)(type(f"_{op.__name__}", (template,), {}))
+
+    @lower_builtin(op, Vector, Vector)
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit(builder, *args)
+
+
+_define(operator.add, _Binary, lambda b, x, y: b.fadd(x, y))
+_define(operator.sub, _Binary, lambda b, x, y: b.fsub(x, y))
+_define(operator.mul, _Binary, lambda b, x, y: b.fmul(x, y))
+_define(operator.truediv, _Binary, lambda b, x, y: b.fdiv(x, y))
+_define(operator.and_, _Binary, lambda b, x, y: b.and_(x, y))
+_define(operator.or_, _Binary, lambda b, x, y: b.or_(x, y))
+_define(operator.lt, _Compare, lambda b, x, y: b.fcmp_ordered("<", x, y))
+_define(operator.eq, _Compare, lambda b, x, y: b.fcmp_ordered("==", x, y))
+
+
+@infer_global(operator.neg)
+class _Negate(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: tuple[Any, ...], kws: Any) -> Any:
+        if isinstance(args[0], Vector):
+            return signature(args[0], args[0])
+
+
+@lower_builtin(operator.neg, Vector)
+def _lower_negate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.fneg(args[0])
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+@intrinsic
+def pointer(typingctx: Any, array: Any, k: Any) -> Any:
+    """The address of element k (counted in memory order) of a C-contiguous array."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
+
+    return types.CPointer(array.dtype)(array, types.int64), codegen
+
+
+@intrinsic
+def shift(typingctx: Any, p: Any, k: Any) -> Any:
+    """The address k elements after p."""
+    return p(p, types.int64), lambda context, builder, sig, args: builder.gep(args[0], [args[1]])
+
+
+@intrinsic
+def misalignment(typingctx: Any, p: Any) -> Any:
+    """How many elements p lies after an address that is a multiple of a whole vector (64 bytes)."""
+    size = _BITS[p.dtype][0] // 8
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        offset = builder.and_(builder.ptrtoint(args[0], _I64), ir.Constant(_I64, 63))
+        return builder.udiv(offset, ir.Constant(_I64, size))
+
+    return types.int64(p), codegen
+
+
+@intrinsic
+def lanes(typingctx: Any, p: Any) -> Any:
+    """How many values of p's type one vector holds: 16 or 8."""
+    count = LANES[p.dtype]
+    return types.int64(p), lambda context, builder, sig, args: ir.Constant(_I64, count)
+
+
+@intrinsic
+def load(typingctx: Any, p: Any, k: Any) -> Any:
+    """p[k], p[k+1], ... as one vector."""
+    vector = vector_of(p.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_address(builder, *args, vector), align=_align(vector))
+
+    return vector(p, types.int64), codegen
+
+
+@intrinsic
+def load_first(typingctx: Any, p: Any, k: Any, n: Any, fill: Any) -> Any:
+    """The first n lanes of `load(p, k)`, the other lanes from `fill`; memory beyond n is not touched."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        mask = _first(builder, args[2], fill.lanes)
+        return _masked_load(builder, _address(builder, args[0], args[1], fill), fill, mask, args[3])
+
+    return fill(p, types.int64, types.int64, fill), codegen
+
+
+@intrinsic
+def store(typingctx: Any, p: Any, k: Any, value: Any) -> Any:
+    """Write a vector to p[k], p[k+1], ..."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], _address(builder, args[0], args[1], value), align=_align(value))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, value), codegen
+
+
+@intrinsic
+def store_first(typingctx: Any, p: Any, k: Any, value: Any, n: Any) -> Any:
+    """Write the first n lanes only."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        mask = _first(builder, args[3], value.lanes)
+        _masked_store(builder, _address(builder, args[0], args[1], value), args[2], value, mask)
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, value, types.int64), codegen
+
+
+@intrinsic
+def stream(typingctx: Any, p: Any, k: Any, value: Any) -> Any:
+    """Write a vector past the caches; the address must be a multiple of 64 bytes.
+
+    An ordinary store of a line that is not in cache reads it first: for outputs beyond the last-level cache that is a third
+    of all traffic.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        write = builder.store(args[2], _address(builder, args[0], args[1], value), align=64)
+        write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, value), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, p: Any, k: Any) -> Any:
+    """Ask for the line of p[k]; never faults."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
+        read, near, data = (ir.Constant(_I32, n) for n in (0, 3, 1))
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, near, data)
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64), codegen
+
+
+@intrinsic
+def load_labels(typingctx: Any, like: Any, labels: Any, k: Any, n: Any) -> Any:
+    """n int64 labels as a vector of `like`'s type (exact below 2**24); -1 in the other lanes."""
+    vector = vector_of(like.dtype)
+    integers = ir.VectorType(_I64, vector.lanes)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = builder.bitcast(builder.gep(args[1], [args[2]]), integers.as_pointer())
+        name = f"llvm.masked.load.v{vector.lanes}i64.p0"
+        mask, other = _first(builder, args[3], vector.lanes), ir.Constant(integers, [-1] * vector.lanes)
+        value = _call(builder, name, integers, address, ir.Constant(_I32, 8), mask, other)
+        return builder.sitofp(value, vector.llvm)
+
+    return vector(like, types.CPointer(types.int64), types.int64, types.int64), codegen
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """Make streamed stores visible to other threads before anything that follows."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def load_bytes(typingctx: Any, p: Any, k: Any, like: Any) -> Any:
+    """The unsigned bytes p[k], p[k+1], ... as a vector of `like`'s type (a vector or a pointer), exactly."""
+    vector = like if isinstance(like, Vector) else vector_of(like.dtype)
+    packed = ir.VectorType(ir.IntType(8), vector.lanes)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = builder.bitcast(builder.gep(args[0], [args[1]]), packed.as_pointer())
+        return builder.uitofp(builder.load(address, align=1), vector.llvm)
+
+    return vector(p, types.int64, like), codegen
+
+
+# ---- making and taking apart ------------------------------------------------------------------------------------------
+@intrinsic
+def splat(typingctx: Any, scalar: Any) -> Any:
+    """A vector with the same value in every lane."""
+    vector = vector_of(scalar)
+    return vector(scalar), lambda context, builder, sig, args: _splat(builder, args[0], vector.lanes)
+
+
+def _constant(context: Any, builder: Any, vector: Vector, value: Any) -> Any:
+    if vector.dtype is types.float32:
+        value = builder.fptrunc(value, _IR[types.float32])
+    return _splat(builder, value, vector.lanes)
+
+
+@intrinsic
+def constant(typingctx: Any, like: Any, for_float32: Any, for_float64: Any) -> Any:
+    """The constant that belongs to `like`'s precision, in every lane; `like` is a vector or a pointer."""
+    vector = like if isinstance(like, Vector) else vector_of(like.dtype)
+    which = 1 if vector.dtype is types.float32 else 2
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _constant(context, builder, vector, args[which])
+
+    return vector(like, types.float64, types.float64), codegen
+
+
+@intrinsic
+def number(typingctx: Any, like: Any, value: Any) -> Any:
+    """A float64 rounded to the scalar type that `like` (vector or pointer) is made of."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fptrunc(args[1], _IR[types.float32]) if like.dtype is types.float32 else args[1]
+
+    return like.dtype(like, types.float64), codegen
+
+
+@intrinsic
+def lane(typingctx: Any, value: Any, k: Any) -> Any:
+    """Lane k as a scalar."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.extract_element(*args)
+
+    return value.dtype(value, types.int64), codegen
+
+
+@intrinsic
+def widen(typingctx: Any, value: Any) -> Any:
+    """16 floats as two vectors of 8 doubles: lanes 0..7 and lanes 8..15."""
+    if value != V32:
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves = [_shuffle(builder, args[0], args[0], list(range(k, k + 8))) for k in (0, 8)]
+        return context.make_tuple(builder, sig.return_type, [builder.fpext(h, V64.llvm) for h in halves])
+
+    return types.UniTuple(V64, 2)(value), codegen
+
+
+@intrinsic
+def narrow(typingctx: Any, low: Any, high: Any) -> Any:
+    """Two vectors of 8 doubles rounded to one of 16 floats."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves = [builder.fptrunc(a, ir.VectorType(_IR[types.float32], 8)) for a in args]
+        return _shuffle(builder, *halves, list(range(16)))
+
+    return V32(V64, V64), codegen
+
+
+@intrinsic
+def load_wide(typingctx: Any, p: Any, k: Any) -> Any:
+    """8 values at p[k] as doubles, whatever p's type."""
+    narrow = Vector(p.dtype, 8)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = builder.load(_address(builder, *args, narrow), align=_align(narrow))
+        return builder.fpext(value, V64.llvm) if p.dtype is types.float32 else value
+
+    return V64(p, types.int64), codegen
+
+
+@intrinsic
+def load_wide_first(typingctx: Any, p: Any, k: Any, n: Any, fill: Any) -> Any:
+    """The first n lanes of `load_wide(p, k)`, the others the scalar double `fill`."""
+    narrow = Vector(p.dtype, 8)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = builder.fptrunc(args[3], _IR[types.float32]) if p.dtype is types.float32 else args[3]
+        address, mask = _address(builder, args[0], args[1], narrow), _first(builder, args[2], 8)
+        value = _masked_load(builder, address, narrow, mask, _splat(builder, value, 8))
+        return builder.fpext(value, V64.llvm) if p.dtype is types.float32 else value
+
+    return V64(p, types.int64, types.int64, types.float64), codegen
+
+
+@intrinsic
+def store_narrow_first(typingctx: Any, p: Any, k: Any, value: Any, n: Any) -> Any:
+    """Round 8 doubles to p's type and write the first n."""
+    narrow = Vector(p.dtype, 8)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        rounded = builder.fptrunc(args[2], narrow.llvm) if p.dtype is types.float32 else args[2]
+        address, mask = _address(builder, args[0], args[1], narrow), _first(builder, args[3], 8)
+        _masked_store(builder, address, rounded, narrow, mask)
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, V64, types.int64), codegen
+
+
+# ---- arithmetic --------------------------------------------------------------------------------------------------------
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once where the CPU has FMA (`llvm.fma` would be a library call elsewhere, 15 times slower)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.fmuladd.{a.suffix}", a.llvm, *args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def exact_fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c rounded once on every CPU: for error-free transformations only."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.fma.{a.suffix}", a.llvm, *args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def root(typingctx: Any, value: Any) -> Any:
+    """The square root in each lane, correctly rounded."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.sqrt.{value.suffix}", value.llvm, *args)
+
+    return value(value), codegen
+
+
+@intrinsic
+def polynomial(typingctx: Any, x: Any, for_float32: Any, for_float64: Any) -> Any:
+    """The polynomial with these coefficients, lowest power first, by Estrin's scheme.
+
+    Half the latency of Horner's rule, and it is latency that bounds the exponential: its 35 operations fill the window in
+    which the CPU finds independent work (Zen 5: float64 0.50 -> 0.41 ns an element).
+    """
+    which, coefficients = (1, for_float32) if x.dtype is types.float32 else (2, for_float64)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        power = args[0]
+        terms = [builder.extract_value(args[which], i) for i in range(len(coefficients))]
+        terms = [_constant(context, builder, x, t) for t in terms]
+        while len(terms) > 1:
+            paired = [
+                _call(builder, f"llvm.fmuladd.{x.suffix}", x.llvm, terms[i + 1], power, terms[i])
+                for i in range(0, len(terms) - 1, 2)
+            ]
+            terms = paired + terms[len(terms) - len(terms) % 2 :]
+            power = builder.fmul(power, power)
+        return terms[0]
+
+    return x(x, for_float32, for_float64), codegen
+
+
+@intrinsic
+def any_lane(typingctx: Any, mask: Any) -> Any:
+    """Whether the mask is set in any lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(mask), codegen
+
+
+@intrinsic
+def select(typingctx: Any, mask: Any, a: Any, b: Any) -> Any:
+    """a where the mask is set, else b."""
+    return a(mask, a, a), lambda context, builder, sig, args: builder.select(*args)
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    """One `vmaxps`; where a is NaN the result is b."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@intrinsic
+def larger(typingctx: Any, a: Any, b: Any) -> Any:
+    """The maximum in each lane; a NaN in `a` is passed over (the sums that follow carry it on)."""
+    return a(a, a), lambda context, builder, sig, args: _larger(builder, *args)
+
+
+def _halves(builder: Any, value: Any, width: int, combine: Any) -> Any:
+    """Fold lane k with lane k + width/2, again and again: one fixed tree."""
+    while width > 1:
+        width //= 2
+        lanes_ = list(range(width, 2 * width)) + list(range(width))
+        other = _shuffle(builder, value, value, (lanes_ * 16)[: value.type.count])
+        value = combine(value, other)
+    return builder.extract_element(value, ir.Constant(_I32, 0))
+
+
+@intrinsic
+def largest(typingctx: Any, value: Any) -> Any:
+    """The maximum over the lanes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _halves(builder, args[0], value.lanes, lambda a, b: _larger(builder, a, b))
+
+    return value.dtype(value), codegen
+
+
+@intrinsic
+def total(typingctx: Any, value: Any) -> Any:
+    """The sum over the lanes: lane k with lane k + half, again and again."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _halves(builder, args[0], value.lanes, builder.fadd)
+
+    return value.dtype(value), codegen
+
+
+@intrinsic
+def rotate_half(typingctx: Any, value: Any, width: Any) -> Any:
+    """Lane k + width where lane k was, for a literal width: one level of a hand-written tree."""
+    if not isinstance(width, types.IntegerLiteral):
+        return None
+    step = width.literal_value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        order = [(k + step) % value.lanes for k in range(value.lanes)]
+        return _shuffle(builder, args[0], args[0], order)
+
+    return value(value, width), codegen
+
+
+@intrinsic
+def pow2(typingctx: Any, t: Any) -> Any:
+    """2**k from the low bits of t, where the biased exponent was left by adding a magic number."""
+    width, mantissa = _BITS[t.dtype]
+    integers = ir.VectorType(ir.IntType(width), t.lanes)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], integers)
+        by = ir.Constant(integers, [mantissa] * t.lanes)
+        return builder.bitcast(builder.shl(bits, by), t.llvm)
+
+    return t(t), codegen
+
+
+@intrinsic
+def split_exponent(typingctx: Any, value: Any) -> Any:
+    """(k, 2**-k, f) with value == 2**k * f and f within [sqrt(1/2), sqrt(2)), for positive normal doubles."""
+    if value != V64:
+        return None
+    integers = ir.VectorType(_I64, 8)
+
+    def const(n: int) -> ir.Constant:
+        return ir.Constant(integers, [n] * 8)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], integers)
+        moved = builder.add(bits, const(0x3FF0000000000000 - 0x3FE6A09E667F3BCD))
+        exponent = builder.lshr(moved, const(52))  # biased k
+        # to a double without a 64-bit conversion, which AVX2 lacks: put it into the mantissa of 2**52
+        k = builder.bitcast(builder.or_(exponent, const(0x4330000000000000)), V64.llvm)
+        k = builder.fsub(k, ir.Constant(V64.llvm, [float(2**52 + 1023)] * 8))
+        inverse = builder.bitcast(builder.shl(builder.sub(const(2046), exponent), const(52)), V64.llvm)
+        return context.make_tuple(builder, sig.return_type, [k, inverse, builder.fmul(args[0], inverse)])
+
+    return types.UniTuple(V64, 3)(value), codegen
+
+
+# ---- rows across lanes ----------------------------------------------------------------------------------------------------
+def _transpose(builder: Any, rows: list[Any]) -> list[Any]:
+    """A square of vectors, transposed by unpacks within 128-bit pieces and two shuffles of whole pieces."""
+    n = len(rows)
+    group = n // 4  # elements of a 128-bit piece
+
+    def pairs(a: Any, b: Any, high: int, run: int) -> Any:
+        """Interleave the low (or high) halves of each piece, in runs of `run` elements."""
+        order = []
+        for piece in range(0, n, group):
+            for k in range(0, group // 2, run):
+                start = piece + high * (group // 2) + k
+                order += list(range(start, start + run)) + list(range(n + start, n + start + run))
+        return _shuffle(builder, a, b, order)
+
+    def pieces(a: Any, b: Any, odd: int) -> Any:
+        order = []
+        for source in (0, n):
+            for piece in (odd, odd + 2):
+                order += list(range(source + piece * group, source + (piece + 1) * group))
+        return _shuffle(builder, a, b, order)
+
+    run = 1
+    while run < group:  # after this, rows[g * group + j] holds column piece * group + j of `group` rows
+        following = list(rows)
+        for base in range(0, n, 2 * run):
+            for k in range(run):
+                a, b = rows[base + k], rows[base + run + k]
+                following[base + 2 * k] = pairs(a, b, 0, run)
+                following[base + 2 * k + 1] = pairs(a, b, 1, run)
+        rows, run = following, 2 * run
+    parts = [rows[i : i + group] for i in range(0, n, group)]
+    even, odd = ([[pieces(a, b, which) for a, b in zip(*two)] for two in (parts[:2], parts[2:])] for which in (0, 1))
+    return [pieces(a, b, which) for which in (0, 1) for half in (even, odd) for a, b in zip(*half)]
+
+
+@intrinsic
+def load_transposed(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any, tile: Any) -> Any:
+    """Column c of n_rows rows of n_columns values at p, `stride` apart, becomes the vector at tile[c * lanes].
+
+    A whole square of the tile is written. Lanes beyond n_rows repeat the last row, columns beyond n_columns are zero.
+    """
+    vector = vector_of(p.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, stride_, rows_, columns_, target = args
+        mask, zero = _first(builder, columns_, vector.lanes), ir.Constant(vector.llvm, None)
+        last = builder.sub(rows_, ir.Constant(_I64, 1))
+        rows = []
+        for r in range(vector.lanes):
+            row = ir.Constant(_I64, r)
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+            address = _address(builder, source, builder.mul(row, stride_), vector)
+            rows.append(_masked_load(builder, address, vector, mask, zero))
+        for c, column in enumerate(_transpose(builder, rows)):
+            builder.store(column, _address(builder, target, ir.Constant(_I64, c * vector.lanes), vector), align=64)
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, types.int64, types.int64, p), codegen
+
+
+@intrinsic
+def store_transposed(typingctx: Any, tile: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any) -> Any:
+    """The way back: writes n_columns values of each of n_rows rows at p."""
+    vector = vector_of(p.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, target, stride_, rows_, columns_ = args
+        columns = []
+        for c in range(vector.lanes):
+            address = _address(builder, source, ir.Constant(_I64, c * vector.lanes), vector)
+            columns.append(builder.load(address, align=64))
+        for r, row in enumerate(_transpose(builder, columns)):
+            there = builder.icmp_signed("<", ir.Constant(_I64, r), rows_)
+            count = builder.select(there, columns_, ir.Constant(_I64, 0))
+            address = _address(builder, target, builder.mul(ir.Constant(_I64, r), stride_), vector)
+            _masked_store(builder, address, row, vector, _first(builder, count, vector.lanes))
+        return context.get_dummy_value()
+
+    return types.void(p, p, types.int64, types.int64, types.int64), codegen

@@ -1,0 +1,310 @@
+"""Cross-entropy of class indices: the loss, and loss and gradient in one pass over the logits.
+
+Per row, with m the maximum and 1 + d the sum of exp(z - m), of which d keeps all its digits (see `_math`):
+    loss        = w * (log1p(d) - (z_t - m))                  two terms of one sign
+    grad_j      = a * exp(z_j - m) / (1 + d),  a = w * scale / denominator
+    grad_target = -a * (1 + d - exp(z_t - m)) / (1 + d)       never p - 1
+w is class_weight[t] * sample_weight[i]; an array of length 0 stands for "none given". Targets have been checked by
+`check_targets`; a row whose target is `ignore_index` contributes exactly 0, even if it holds NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._jit import DOUBLES_IN, FLAG, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
+from ._math import (
+    SHIFT32, SHIFT64, from_doubles, in_doubles, log1p_pair, pair_from_doubles, plus_one, ratio, two_diff, two_sum,
+)  # fmt: skip
+from ._simd import (
+    V32, any_lane, constant, fence, lane, lanes, larger, load, load_first, load_labels, pointer, select, splat, store,
+    store_first, total,
+)  # fmt: skip
+from .softmax import (
+    NARROW, aligned, load_tile, row_exp, row_exp_sum, row_max, row_scale, scaled, split, store_tile, tile_exp,
+)  # fmt: skip
+
+
+@signature(LABELS, INDEX, INDEX, DOUBLES_IN, DOUBLES_IN, returns=(INDEX, REAL))
+def check_targets(targets, n_classes, ignore_index, class_weight, sample_weight):
+    """(first row whose target is neither a class nor ignore_index, or -1; sum of the weights of the rows that count)"""
+    n_rows = targets.size
+    kept, bad = 0, 0
+    for i in range(n_rows):  # vectorised: no early exit
+        t = targets[i]
+        ignored = t == ignore_index
+        kept += not ignored
+        bad += (np.uint64(t) >= np.uint64(n_classes)) and not ignored
+    if bad:
+        for i in range(n_rows):
+            if np.uint64(targets[i]) >= np.uint64(n_classes) and targets[i] != ignore_index:
+                return i, 0.0
+    if class_weight.size == 0 and sample_weight.size == 0:
+        return -1, np.float64(kept)
+    weight = 0.0
+    for i in range(n_rows):
+        if targets[i] != ignore_index:
+            weight += row_weight(i, targets[i], class_weight, sample_weight)
+    return -1, weight
+
+
+@inline
+def row_weight(i: int, t: int, class_weight: Any, sample_weight: Any) -> float:
+    weight = 1.0
+    if class_weight.size:
+        weight = class_weight[t]
+    if sample_weight.size:
+        weight *= sample_weight[i]
+    return weight
+
+
+@inline
+def row_loss(m: Any, z_t: Any, d_hi: Any, d_lo: Any) -> Any:
+    """log1p(d) - (z_t - m) in double vectors, rounded once; inf at z_t = -inf."""
+    log_hi, log_lo = log1p_pair(d_hi, d_lo)
+    x, x_lo = two_diff(m, z_t)
+    x_lo = select(x == splat(np.inf), splat(0.0), x_lo)
+    s, error = two_sum(x, log_hi)
+    error = select(s == splat(np.inf), splat(0.0), error)
+    return s + (error + (x_lo + log_lo))
+
+
+@inline
+def target_grad(a: Any, e_t: Any, d_hi: Any, d_lo: Any) -> Any:
+    """-a * (1 + d - e_t) / (1 + d) in double vectors; e_t is scaled."""
+    others, error = two_sum(splat(1.0) - e_t, d_hi)
+    s_hi, s_lo = plus_one(d_hi, d_lo)
+    return -(a * (others + (error + d_lo)) / s_hi)
+
+
+@by_type
+def unit(like):
+    """2**-SHIFT, which takes `like`'s exponentials back, as doubles."""
+    if like.dtype is V32.dtype:
+        return lambda like: splat(1.0 / SHIFT32)
+    return lambda like: splat(1.0 / SHIFT64)
+
+
+@by_type
+def joined(like, low, high):
+    """One vector of sums over both halves (of doubles there is only one)."""
+    if like.dtype is V32.dtype:
+        return lambda like, low, high: low + high
+    return lambda like, low, high: low
+
+
+# ---- wide rows ----------------------------------------------------------------------------------------------------------
+@inline
+def first_lane(z: Any, j: int) -> Any:
+    """z[j] as doubles in all lanes."""
+    return splat(np.float64(lane(load_first(z, j, 1, constant(z, 0.0, 0.0)), 0)))
+
+
+@inline
+def row_losses(logits: Any, i: int, t: int) -> float:
+    n = logits.shape[1]
+    z = pointer(logits, i * n)
+    m = row_max(z, n)
+    d = row_exp_sum(z, n, m)
+    return lane(row_loss(splat(np.float64(m)), first_lane(z, t), d[0], d[1]), 0)
+
+
+@inline
+def row_gradient(z: Any, t: int, n: int, a: float, e: Any, grad: Any, streaming: bool) -> float:
+    """Write one row's gradient; return its unweighted loss. e is where the exponentials go, scratch or `grad` itself."""
+    m = row_max(z, n)
+    z_t = first_lane(z, t)
+    d = row_exp(z, n, m, e)
+    e_t = first_lane(e, t) * unit(z_t_like(z))
+    loss = lane(row_loss(splat(np.float64(m)), z_t, d[0], d[1]), 0)
+    s = plus_one(d[0], d[1])
+    q = ratio(splat(a), s[0], s[1])
+    q_hi, q_lo = split(z, q[0], q[1])
+    row_scale(e, n, q_hi, q_lo, grad, streaming)
+    g_t = target_grad(splat(a), e_t, d[0], d[1])
+    store_first(grad, t, from_doubles(z_t_like(z), g_t, g_t), 1)
+    return loss
+
+
+@inline
+def z_t_like(z: Any) -> Any:
+    """Any vector of the type that z points to."""
+    return constant(z, 0.0, 0.0)
+
+
+@inline
+def row_clear(out: Any, n: int) -> None:
+    for j in range(0, n, lanes(out)):
+        store_first(out, j, constant(out, 0.0, 0.0), n - j)
+
+
+# ---- narrow rows --------------------------------------------------------------------------------------------------------
+@inline
+def tile_max_and_target(tile: Any, n: int, labels: Any) -> Any:
+    """The lanes' maxima, and the logit of each lane's own label (0 where no class matches)."""
+    step = lanes(tile)
+    m, z_t = constant(tile, -np.inf, -np.inf), constant(tile, 0.0, 0.0)
+    c, one = constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
+    for j in range(n):
+        z = load(tile, j * step)
+        m = larger(z, m)
+        z_t = select(labels == c, z, z_t)
+        c = c + one
+    return m, z_t
+
+
+@inline
+def kept_lanes(labels: Any, n: int, ignore_index: int) -> Any:
+    """1 where the label is a class that counts, else 0."""
+    one, zero = constant(labels, 1.0, 1.0), constant(labels, 0.0, 0.0)
+    classes = constant(labels, np.float64(n), np.float64(n))
+    ignored = constant(labels, np.float64(ignore_index), np.float64(ignore_index))
+    kept = select(labels < zero, zero, select(labels < classes, one, zero))
+    return select(labels == ignored, zero, kept)
+
+
+@inline
+def lane_weights(i: int, rows: int, kept: Any, targets: Any, class_weight: Any, sample_weight: Any, scratch: Any) -> Any:
+    """The rows' weights, 0 where ignored, as two vectors of doubles."""
+    low, high = in_doubles(kept)
+    if class_weight.size or sample_weight.size:
+        for r in range(rows):
+            scratch[r] = 0.0
+            if lane(kept, r) != 0.0:
+                scratch[r] = row_weight(i + r, targets[i + r], class_weight, sample_weight)
+        for r in range(rows, lanes(kept)):
+            scratch[r] = 0.0
+        p = pointer(scratch, 0)
+        low, high = load(p, 0), load(p, lanes(kept) - 8)
+    return low, high
+
+
+@inline
+def nonzero(keep: Any, value: Any) -> Any:
+    """value where keep is not 0, else exactly 0 (also for NaN)."""
+    return select(keep == splat(0.0), splat(0.0), value)
+
+
+# ---- the kernels ----------------------------------------------------------------------------------------------------------
+@signature(
+    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
+)  # fmt: skip
+def cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
+    """Write the weighted losses, unless `losses` is empty; return their sum."""
+    n = logits.shape[1]
+    step = lanes(pointer(logits, 0))
+    if n < NARROW:
+        scratch, weights = np.empty((NARROW + 1) * step, logits.dtype), np.empty(16, np.float64)
+        tile = aligned(scratch)
+        acc = splat(0.0)
+        for i in range(first, last, step):
+            rows = min(step, last - i)
+            labels = load_labels(tile, pointer(targets, 0), i, rows)
+            kept = kept_lanes(labels, n, ignore_index)
+            load_tile(pointer(logits, i * n), n, rows, tile)
+            m, z_t = tile_max_and_target(tile, n, labels)
+            a, b = tile_exp(tile, n, m)
+            m0, m1 = in_doubles(m)
+            t0, t1 = in_doubles(z_t)
+            w0, w1 = lane_weights(i, rows, kept, targets, class_weight, sample_weight, weights)
+            k0, k1 = in_doubles(kept)
+            l0 = nonzero(k0, row_loss(m0, t0, a[0], a[1]) * w0)
+            l1 = nonzero(k1, row_loss(m1, t1, b[0], b[1]) * w1)
+            acc = acc + joined(m, l0, l1)
+            if losses.size:
+                store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
+        return total(acc)
+    result = 0.0
+    for i in range(first, last):
+        loss = 0.0
+        if targets[i] != ignore_index:
+            loss = row_losses(logits, i, targets[i]) * row_weight(i, targets[i], class_weight, sample_weight)
+        result += loss
+        if losses.size:
+            losses[i] = loss
+    return result
+
+
+@signature(
+    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, DOUBLES_IN, REAL, REAL, VECTOR_OUT, MATRIX_OUT, FLAG, INDEX, INDEX,
+    returns=REAL,
+)  # fmt: skip
+def cross_entropy_with_grad(
+    logits, targets, class_weight, sample_weight, ignore_index, grad_losses, scale, denominator, losses, grad, streaming,
+    first, last,
+):  # fmt: skip
+    """The same and the gradient, times scale / denominator, and per row times grad_losses[i] unless that is empty."""
+    n = logits.shape[1]
+    step = lanes(pointer(logits, 0))
+    if n < NARROW:
+        scratch, weights = np.empty((NARROW + 1) * step, logits.dtype), np.empty(16, np.float64)
+        tile = aligned(scratch)
+        acc = splat(0.0)
+        one = constant(tile, 1.0, 1.0)
+        for i in range(first, last, step):
+            rows = min(step, last - i)
+            labels = load_labels(tile, pointer(targets, 0), i, rows)
+            kept = kept_lanes(labels, n, ignore_index)
+            load_tile(pointer(logits, i * n), n, rows, tile)
+            m, z_t = tile_max_and_target(tile, n, labels)
+            a, b = tile_exp(tile, n, m)
+            m0, m1 = in_doubles(m)
+            t0, t1 = in_doubles(z_t)
+            w0, w1 = lane_weights(i, rows, kept, targets, class_weight, sample_weight, weights)
+            k0, k1 = in_doubles(kept)
+            l0 = nonzero(k0, row_loss(m0, t0, a[0], a[1]) * w0)
+            l1 = nonzero(k1, row_loss(m1, t1, b[0], b[1]) * w1)
+            acc = acc + joined(m, l0, l1)
+            if losses.size:
+                store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
+
+            if grad_losses.size:
+                for r in range(rows):
+                    weights[r] = grad_losses[i + r]
+                p = pointer(weights, 0)
+                w0, w1 = w0 * load_first(p, 0, rows, splat(0.0)), w1 * load_first(p, step - 8, rows - step + 8, splat(0.0))
+            w0, w1 = w0 * splat(scale) / splat(denominator), w1 * splat(scale) / splat(denominator)
+            q = pair_from_doubles(m, ratio(w0, *plus_one(a[0], a[1])), ratio(w1, *plus_one(b[0], b[1])))
+            e_t = constant(tile, 0.0, 0.0)
+            c = constant(tile, 0.0, 0.0)
+            for j in range(n):
+                e_t = select(labels == c, load(tile, j * step), e_t)
+                c = c + one
+            e0, e1 = in_doubles(e_t)
+            g0 = target_grad(w0, e0 * unit(m), a[0], a[1])
+            g1 = target_grad(w1, e1 * unit(m), b[0], b[1])
+            g_t = from_doubles(m, g0, g1)
+            c = constant(tile, 0.0, 0.0)
+            for j in range(n):
+                value = scaled(load(tile, j * step), q[0], q[1])
+                store(tile, j * step, select(labels == c, g_t, value))
+                c = c + one
+            ignored = kept == constant(tile, 0.0, 0.0)
+            if any_lane(ignored):
+                for j in range(n):
+                    store(tile, j * step, select(ignored, constant(tile, 0.0, 0.0), load(tile, j * step)))
+            store_tile(tile, pointer(grad, i * n), n, rows)
+        return total(acc)
+
+    result = 0.0
+    scratch = np.empty(n if streaming else 0, logits.dtype)
+    for i in range(first, last):
+        z, g = pointer(logits, i * n), pointer(grad, i * n)
+        loss = 0.0
+        if targets[i] == ignore_index:
+            row_clear(g, n)
+        else:
+            weight = row_weight(i, targets[i], class_weight, sample_weight)
+            a = weight * scale
+            if grad_losses.size:
+                a *= grad_losses[i]
+            e = pointer(scratch, 0) if streaming else g
+            loss = weight * row_gradient(z, targets[i], n, a / denominator, e, g, streaming)
+        result += loss
+        if losses.size:
+            losses[i] = loss
+    if streaming:
+        fence()
+    return result
