@@ -66,9 +66,11 @@ class Case:
             return _flat(_product_magnitudes(self.function, truth, arrays, options))
         if self.kind == "weighted" and self.function == "cross_entropy_with_grad":
             return [None, reference.gradient_scale(*arrays, **options)]
+        if self.function == "logsumexp":
+            # The maximum and the logarithm may all but cancel: rounding is of the maximum's size.
+            return [np.abs(np.max(arrays[0], axis=-1))]
         if self.function in ("softmax_backward", "log_softmax_backward"):
             # A difference of two numbers: rounding is of the size of the larger.
-            magnitude = getattr(reference, self.function)(*(np.abs(a) for a in arrays), **options)
             g = np.abs(np.asarray(arrays[0], dtype=np.longdouble))
             y = np.asarray(arrays[1], dtype=np.longdouble)
             if self.function == "softmax_backward":
@@ -107,13 +109,14 @@ def _product_magnitudes(function, truth, arrays, options):
     x, weight, targets, *bias = arrays
     logits_size = reference.affine(size[0], size[1], *size[3:])
     room = 1 + 2 * logits_size.max()
+    loss_room = room * (len(x) if options.get("reduction") == "sum" else 1)
     if function == "linear_cross_entropy":
-        return np.full(np.shape(truth), room * options.get("label_scale", 1.0))
+        return np.full(np.shape(truth), loss_room)
     loss_options = {k: v for k, v in options.items() if k != "need_grad_x"}
     logits = reference.affine(x, weight, *bias)
     _, grad = reference.cross_entropy_with_grad(logits, targets, **loss_options)
     grads = reference.affine_backward(np.abs(grad) * room, *size[:2], need_grad_x=options.get("need_grad_x", True))
-    return np.full(np.shape(truth[0]), room), tuple(grads)
+    return np.full(np.shape(truth[0]), loss_room), tuple(grads)
 
 
 def _logits(rng, dtype, n_rows, n_classes):

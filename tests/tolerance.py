@@ -91,8 +91,9 @@ def assert_same_bits(result, expected, *, label="") -> None:
         assert result is None, label
         return
     assert type(result) is type(expected), f"{label}: {type(result)}, expected {type(expected)}"
-    r, e = np.asarray(result), np.asarray(expected)
-    assert (r.dtype, r.shape) == (e.dtype, e.shape), f"{label}: {r.dtype}{r.shape}, expected {e.dtype}{e.shape}"
+    assert np.shape(result) == np.shape(expected), f"{label}: shape {np.shape(result)}, expected {np.shape(expected)}"
+    r, e = np.atleast_1d(result), np.atleast_1d(expected)
+    assert r.dtype == e.dtype, f"{label}: {r.dtype}, expected {e.dtype}"
     bits = f"u{r.dtype.itemsize}"
     different = np.ascontiguousarray(r).view(bits) != np.ascontiguousarray(e).view(bits)
     if r.dtype.kind == "f":
