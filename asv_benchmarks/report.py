@@ -146,7 +146,10 @@ def worst_accuracy_table(found: dict[tuple[Any, ...], float]) -> str:
     names = list(dict.fromkeys(implementation for implementation, *_ in found))
     rows = []
     for op, dtype in dict.fromkeys((op, dtype) for _, op, _, dtype in found):
-        errors = [max((v for (n, o, _, d), v in found.items() if (n, o, d) == (name, op, dtype)), default=None) for name in names]
+        errors = [
+            max((v for (n, o, _, d), v in found.items() if (n, o, d) == (name, op, dtype)), default=None)
+            for name in names
+        ]
         rows.append([f"`{op}`", dtype, *("" if e is None else f"{e:.2g}" for e in errors)])
     return table(["worst error in ulps", "dtype", *names], rows)
 
@@ -170,13 +173,17 @@ def chart(everything: list[Cell], path: Path) -> None:
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     for axes, n_threads in zip(figure.subplots(2, 1, sharex=True), (1, 2)):
         for position, op in enumerate(ops):
-            chosen = [c for c in everything if (c.op, c.n_threads, c.dtype) == (op, n_threads, "float32") and c.best_peer]
+            chosen = [
+                c for c in everything if (c.op, c.n_threads, c.dtype) == (op, n_threads, "float32") and c.best_peer
+            ]
             places = [i + 0.2 * (position - 1.5) for i in range(len(chosen))]
             axes.bar(places, [cell.ratio for cell in chosen], width=0.2, label=op)
             if chosen:
                 axes.set_xticks(range(len(chosen)), [cell.shape for cell in chosen])
         axes.axhline(1, color="black", linewidth=1)
-        axes.set(yscale="log", ylabel="best peer's time / ours", title=f"float32, {n_threads} thread{'s' * (n_threads > 1)}")
+        axes.set(
+            yscale="log", ylabel="best peer's time / ours", title=f"float32, {n_threads} thread{'s' * (n_threads > 1)}"
+        )
         axes.yaxis.set_major_formatter("{x:g}x")
         axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("rows x classes")
@@ -187,9 +194,10 @@ def chart(everything: list[Cell], path: Path) -> None:
 def head(file: dict[str, Any]) -> str:
     machine, day = file["params"], datetime.fromtimestamp(file["date"] / 1000, tz=timezone.utc)
     return (
-        f"{machine['cpu']}, {machine['num_cpu']} cores, {machine['arch']}; tree {file['commit_hash'][:8]} of {day:%Y-%m-%d}. Medians; "
-        "all implementations take turns on the same arrays; every peer at its best (kept buffers where it allows them, the "
-        "faster of its ways); one-thread runs are pinned to one core. The ratio is the best peer's time over ours.\n"
+        f"{machine['cpu']}, {machine['num_cpu']} cores, {machine['arch']}; tree {file['commit_hash'][:8]} of "
+        f"{day:%Y-%m-%d}. Medians; all implementations take turns on the same arrays; every peer at its best (kept "
+        "buffers where it allows them, the faster of its ways); one-thread runs are pinned to one core. The ratio is "
+        "the best peer's time over ours.\n"
     )
 
 
@@ -202,7 +210,12 @@ def main(arguments: list[str]) -> None:
     behind = [cell for cell in everything if cell.ratio < 1]
     chart(everything, CHART)
 
-    parts = [f"# Every cell measured\n\n{head(file)}", cell_table(everything), startup_table(values), accuracy_table(accuracy)]
+    parts = [
+        f"# Every cell measured\n\n{head(file)}",
+        cell_table(everything),
+        startup_table(values),
+        accuracy_table(accuracy),
+    ]
     RESULTS.write_text("\n".join(parts))
 
     chosen = [cell for cell in everything if cell.op in IN_README and cell.dtype == "float32"]
@@ -220,7 +233,10 @@ def main(arguments: list[str]) -> None:
     before, rest = README.read_text().split(BEGIN)
     after = rest.split(END)[1]
     README.write_text(f"{before}{BEGIN}\n" + "\n".join(part for part in parts if part) + f"{END}{after}")
-    print(f"{len(everything)} cells from {path.name}, behind in {len(behind)}: wrote {README.name}, {RESULTS.name}, {CHART.name}")
+    print(
+        f"{len(everything)} cells from {path.name}, behind in {len(behind)}: "
+        f"wrote {README.name}, {RESULTS.name}, {CHART.name}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What the benchmark classes share: sizes, and how a class gets its times.
 
-Times come from ``python -m fastsoftmax bench --json``, one process per thread count, in which all implementations take turns on
-the same arrays after each result was checked. They are `track_` values in seconds and not `time_` benchmarks for two reasons.
-asv times each implementation in a process of its own, minutes apart, and a machine's clock wanders by a fifth in that time:
-ratios would mean little. And asv_runner (since 0.3) times a single call per sample as soon as there is a `setup`, which for
-a call of 1 us measures the clock.
+Times come from ``python -m fastsoftmax bench --json``, one process per thread count, in which all implementations
+take turns on the same arrays after each result was checked. They are `track_` values in seconds and not `time_`
+benchmarks for two reasons. asv times each implementation in a process of its own, minutes apart, and a machine's
+clock wanders by a fifth in that time: ratios would mean little. And asv_runner (since 0.3) times a single call per
+sample as soon as there is a `setup`, which for a call of 1 us measures the clock.
 
-Parameter lists are constant and never depend on what is installed; they may grow at the end, and must not change otherwise.
+Parameter lists are constant and never depend on what is installed; they may grow at the end, and must not change
+otherwise.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ DTYPES = ["float32", "float64"]
 THREADS = [1, 2]
 
 SIZES = ["1x10", "128x10", "8192x10", "128x100", "128x1000", "1024x1000", "256x32000", "4096x4096", "500000x10"]
-"""Rows x classes: a single call's overhead, mini-batches of small and middle classifiers, a language model's head, a large
-square, and the full batch of a small classifier."""
+"""Rows x classes: a single call's overhead, mini-batches of small and middle classifiers, a language model's head, a
+large square, and the full batch of a small classifier."""
 
 AFFINE_SIZES = [
     "1x784x100",
@@ -40,7 +41,8 @@ AFFINE_SIZES = [
     "60000x784x10",
     "1024x1024x1000",
 ]
-"""Rows x inputs x outputs: a single MNIST image, the layers of a small network, CIFAR-10, MNIST's full batch, a large square."""
+"""Rows x inputs x outputs: a single MNIST image, the layers of a small network, CIFAR-10, MNIST's full batch, a large
+square."""
 
 
 def bench(*arguments: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""The command line: arguments in, exit code out. Each command is a module with ``add_arguments(parser)`` and ``run(args)``.
+"""The command line: arguments in, exit code out. A command is a module with ``add_arguments(parser)``, ``run(args)``.
 
-Exit codes: 0 done; 1 something did not hold (a gradient check, a result); 2 wrong arguments or input, with one line on stderr;
-130 interrupted.
+Exit codes: 0 done; 1 something did not hold (a gradient check, a result); 2 wrong arguments or input, with one line
+on stderr; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fastsoftmax", description="Softmax, its losses and gradients, compiled by Numba.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fastsoftmax", description="Softmax, its losses and gradients, compiled by Numba."
+    )
     subparsers = parser.add_subparsers(dest="command", metavar="command")
     for name, text in COMMANDS.items():
         _module(name).add_arguments(subparsers.add_parser(name, help=text, description=text))

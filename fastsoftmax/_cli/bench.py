@@ -29,9 +29,15 @@ Item = TypeVar("Item")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ops", type=_ops, default=list(_peers.TABLE), metavar="A,B", help="operations (all of them)")
-    parser.add_argument("--shapes", type=_shapes, metavar="128x10,..", help="rows x classes or rows x in x out (by operation)")
-    parser.add_argument("--dtype", type=_dtypes, default=["float32"], metavar="float32,float64", help="precisions (float32)")
-    parser.add_argument("--threads", type=_counts, default=[1], metavar="1,2", help="thread counts; 1 is pinned to a core (1)")
+    parser.add_argument(
+        "--shapes", type=_shapes, metavar="128x10,..", help="rows x classes or rows x in x out (by operation)"
+    )
+    parser.add_argument(
+        "--dtype", type=_dtypes, default=["float32"], metavar="float32,float64", help="precisions (float32)"
+    )
+    parser.add_argument(
+        "--threads", type=_counts, default=[1], metavar="1,2", help="thread counts; 1 is pinned to a core (1)"
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on one line of a table (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of tables")
     what = parser.add_mutually_exclusive_group()
@@ -58,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_times(args: argparse.Namespace) -> int:
-    """One table per operation: median time of each implementation, and the best peer's over ours. 1 if a result was wrong."""
+    """One table per operation: the median time of each implementation; exit code 1 if a result was wrong."""
     n_threads, failed = args.threads[0], 0
     if not args.json:
         print(f"Median time of a call, {n_threads} thread{'s' * (n_threads > 1)}; implementations take turns.")
-        names = dict.fromkeys(name for op in args.ops for name in _peers.TABLE[op])
-        if missing := [name for name in names if _peers.absent(name)]:
+        everybody = dict.fromkeys(name for op in args.ops for name in _peers.TABLE[op])
+        if missing := [name for name in everybody if _peers.absent(name)]:
             print("Not installed, or switched off:", ", ".join(missing))
     for op in args.ops:
         names = [name for name in _peers.TABLE[op] if not _peers.absent(name)]
@@ -74,12 +80,21 @@ def print_times(args: argparse.Namespace) -> int:
             for message in errors.values():
                 failed = fail(message, 1)
             if args.json:
-                cell = {"op": op, "shape": shape, "dtype": dtype, "n_threads": n_threads, "seconds": times, "errors": errors}
+                cell = {
+                    "op": op,
+                    "shape": shape,
+                    "dtype": dtype,
+                    "n_threads": n_threads,
+                    "seconds": times,
+                    "errors": errors,
+                }
                 print(json.dumps(cell), flush=True)
             rows.append([shape, dtype, *(seconds(times[n]) if n in times else "failed" for n in names), verdict(times)])
         if rows and not args.json:
             print()
-            show([op, "dtype", *(n.replace("fastsoftmax_out", "with out=") for n in names), "best peer / ours"], rows, 2)
+            show(
+                [op, "dtype", *(n.replace("fastsoftmax_out", "with out=") for n in names), "best peer / ours"], rows, 2
+            )
     return failed
 
 
@@ -166,5 +181,3 @@ def _counts(text: str) -> list[int]:
     if not all(1 <= count <= (os.cpu_count() or 1) for count in counts):
         raise argparse.ArgumentTypeError(f"expected thread counts from 1 to {os.cpu_count()}, got {text!r}")
     return counts
-
-

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 
 def seconds(value: float) -> str:
     """``1.234e-05`` as ``12.3 us``: three digits and a unit."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= scale:
-            break
-    number = value / scale
-    return f"{number:.{max(0, 2 - len(str(int(number))) + 1)}f} {unit}"
+    scales = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    unit = next((unit for unit, scale in scales.items() if value >= 0.9995 * scale), "us")
+    number = value / scales[unit]
+    return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f} {unit}"
 
 
 def show(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> None:

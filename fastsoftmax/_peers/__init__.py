@@ -1,9 +1,9 @@
 """The peers: one table of operation -> implementations, for ``python -m fastsoftmax bench`` and for asv alike.
 
-An implementation is a module of this folder with one factory per operation, named after it: ``torch_.softmax(case)`` does
-all the set-up and returns a callable without arguments that does the work, on the same arrays as everybody else and into
-buffers made beforehand where the library allows it. A peer is imported when one of its factories is asked for and not
-before; one that is not installed is skipped.
+An implementation is a module of this folder with one factory per operation, named after it: ``torch_.softmax(case)``
+does all the set-up and returns a callable without arguments that does the work, on the same arrays as everybody else
+and into buffers made beforehand where the library allows it. A peer is imported when one of its factories is asked
+for and not before; one that is not installed is skipped.
 
 A new operation is one row of ``TABLE``, one factory per implementation, and its truth in ``reference.py``.
 """
@@ -65,8 +65,8 @@ def absent(implementation: str) -> bool:
 def ready(case: Case, implementation: str, checked: bool = True) -> Callable[[], Any] | None:
     """The callable that does ``case.op`` with `implementation`, set up and its result checked; None where it is absent.
 
-    Every thread pool of the implementation is told ``case.n_threads``. JAX's cannot be told from inside: callers that want one
-    thread pin the process to one core before anything starts a pool (`fastsoftmax._peers.timing.pin`).
+    Every thread pool of the implementation is told ``case.n_threads``. JAX's cannot be told from inside: callers that
+    want one thread pin the process to one core before anything starts a pool (`fastsoftmax._peers.timing.pin`).
     """
     if absent(implementation):
         return None

@@ -1,7 +1,8 @@
 """Worst errors in ulps, ours beside the peers', on the inputs where the usual formulas lose digits.
 
-The truth is computed in NumPy's long double (64 bits of mantissa on x86) with the formulas that do not cancel: the largest
-entries are taken out of the sum and log1p adds them again. One ulp is the spacing of the result's own dtype at the truth.
+The truth is computed in NumPy's long double (64 bits of mantissa on x86) with the formulas that do not cancel: the
+largest entries are taken out of the sum and log1p adds them again. One ulp is the spacing of the result's own dtype
+at the truth.
 """
 
 from __future__ import annotations

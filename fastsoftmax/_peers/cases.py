@@ -36,7 +36,7 @@ class Case:
         return self.shape[-1]
 
     def _normal(self, *shape: int, scale: float = 1.0) -> np.ndarray:
-        # The dtype of the random numbers is the case's: a float64 copy of the largest shape would be 130 MB for nothing.
+        # Drawn in the case's dtype: a float64 copy of the largest shape would be 130 MB for nothing.
         values = self.rng.standard_normal(shape, dtype=np.dtype(self.dtype))
         values *= scale
         return values
@@ -64,7 +64,7 @@ class Case:
 
     @cached_property
     def x(self) -> np.ndarray:
-        """(n_rows, n_in); for a training epoch ten noisy prototypes in [0, 1], a fifth of the pixels lit as in MNIST."""
+        """(n_rows, n_in); for a training epoch noisy prototypes in [0, 1], a fifth of the pixels lit as in MNIST."""
         if self.op != "training_epoch":
             return self._normal(*self.shape[:2])
         prototypes = self.rng.random((self.n_classes, self.shape[1]), dtype=np.float32) < 0.2

@@ -1,4 +1,4 @@
-"""NumPy as a careful person writes it: ufunc reductions, every temporary kept and reused, or allocated, whichever is faster."""
+"""NumPy as a careful person writes it: every temporary kept and reused, or allocated, whichever is faster."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def training_epoch(case: Case) -> Callable[[], Any]:
     w2 = (rng.standard_normal((n_hidden, n_classes)) * np.sqrt(2 / n_hidden)).astype(dtype)
     b1, b2 = np.zeros(n_hidden, dtype), np.zeros(n_classes, dtype)
     grads = [np.empty_like(p) for p in (w1, b1, w2, b2)]
-    x, hidden, grad_hidden = np.empty((BATCH, n_in), dtype), np.empty((BATCH, n_hidden), dtype), np.empty((BATCH, n_hidden), dtype)
+    x, (hidden, grad_hidden) = np.empty((BATCH, n_in), dtype), np.empty((2, BATCH, n_hidden), dtype)
     logits, rows = np.empty((BATCH, n_classes), dtype), np.arange(BATCH)
     kept = _sum_exp(np.ones_like(logits))
 

@@ -9,6 +9,7 @@ from .. import functional as F
 from .._threads import set_num_threads
 from .cases import BATCH, LEARNING_RATE, Case
 
+
 def set_threads(n_threads: int) -> None:
     set_num_threads(n_threads)
 
@@ -68,9 +69,7 @@ def linear_cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
 
 def linear_cross_entropy_grad_weight(case: Case) -> Callable[[], Any]:
     def call() -> Any:
-        loss, grads = F.linear_cross_entropy_with_grad(
-            case.x, case.weight, case.targets, case.bias, need_grad_x=False
-        )
+        loss, grads = F.linear_cross_entropy_with_grad(case.x, case.weight, case.targets, case.bias, need_grad_x=False)
         return (loss, *grads[1:])
 
     return call

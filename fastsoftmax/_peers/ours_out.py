@@ -11,7 +11,15 @@ from .. import functional as F
 from .cases import Case
 from .ours import set_threads
 
-__all__ = ["affine", "cross_entropy_with_grad", "log_softmax", "set_threads", "softmax", "softmax_axis0", "softmax_backward"]
+__all__ = [
+    "affine",
+    "cross_entropy_with_grad",
+    "log_softmax",
+    "set_threads",
+    "softmax",
+    "softmax_axis0",
+    "softmax_backward",
+]
 
 
 # Buffers are written once here: the first touch of fresh memory costs more than the work on it.

@@ -104,4 +104,6 @@ def check(case: Case, got: Any, implementation: str) -> None:
         value = np.asarray(value)
         assert value.shape == np.shape(truth), f"{implementation} {case.op}[{position}]: shape {value.shape}"
         error = float(np.max(np.abs(value - truth), initial=0) / np.max(np.abs(truth), initial=1e-300))
-        assert error <= TOLERANCE[case.dtype], f"{implementation} {case.op}[{position}]: off by {error:.1e} of the largest"
+        assert error <= TOLERANCE[case.dtype], (
+            f"{implementation} {case.op}[{position}]: off by {error:.1e} of the largest"
+        )

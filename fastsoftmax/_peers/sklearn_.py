@@ -44,7 +44,13 @@ def training_epoch(case: Case) -> Callable[[], Any]:
     from sklearn.neural_network import MLPClassifier
 
     model = MLPClassifier(
-        (case.shape[2],), solver="sgd", alpha=0, batch_size=BATCH, learning_rate_init=LEARNING_RATE, momentum=0, random_state=0
+        (case.shape[2],),
+        solver="sgd",
+        alpha=0,
+        batch_size=BATCH,
+        learning_rate_init=LEARNING_RATE,
+        momentum=0,
+        random_state=0,
     )
     classes = np.arange(case.n_classes)
 

@@ -1,7 +1,7 @@
 """Timing in turn: every implementation runs once in each round, and the medians are compared.
 
-A machine's clock and its neighbours wander by a fifth; two loops run one after the other mostly measure that. Taking turns
-spreads the wandering over all of them, so their ratios hold although the times themselves do not.
+A machine's clock and its neighbours wander by a fifth; two loops run one after the other mostly measure that. Taking
+turns spreads the wandering over all of them, so their ratios hold although the times themselves do not.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ SAMPLE_SECONDS = 1e-3
 """Short calls are repeated within a sample until it lasts this long, so that the clock's own cost does not count."""
 
 SETTLE_SECONDS = 2e-3
-"""Worker threads of OpenMP and BLAS go on spinning for a while after their work and would take a core from the next in turn:
-it waits, and makes one call that does not count, so that its own workers are awake and its arrays in cache."""
+"""Worker threads of OpenMP and BLAS go on spinning for a while after their work and would take a core from the next
+in turn: it waits, and makes one call that does not count, so that its own workers are awake and its arrays in
+cache."""
 
 LONG_SECONDS = 20e-3
 """Calls longer than this neither wait nor warm up: it would change nothing but the time spent."""
@@ -26,7 +27,8 @@ LONG_SECONDS = 20e-3
 def pin(n_threads: int) -> None:
     """Let every thread of this process run on `n_threads` cores only. Where the system cannot, nothing happens.
 
-    It is the one way to hold JAX's pool to one core, and it tells BLAS, OpenMP and this library nothing they must not know.
+    It is the one way to hold JAX's pool to one core, and it tells BLAS, OpenMP and this library nothing they must not
+    know.
     """
     if not hasattr(os, "sched_setaffinity"):
         return
@@ -63,5 +65,5 @@ def _timed(call: Callable[[], Any], repeats: int) -> float:
 
 def fastest(*calls: Callable[[], Any]) -> Callable[[], Any]:
     """The fastest of several ways to do the same thing: a peer is always shown at its best."""
-    times = in_turn({str(i): call for i, call in enumerate(calls)}, seconds=0.0, least_rounds=5)
+    times = in_turn({str(i): call for i, call in enumerate(calls)}, seconds=0.0, least_rounds=3)
     return calls[int(min(times, key=times.__getitem__))]

@@ -73,9 +73,7 @@ def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
         loss = F.cross_entropy(leaf, targets)
         return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
-    return fastest(
-        lambda: _with_grad(z, targets, rows), lambda: _with_grad(z, targets, rows, out), autograd
-    )
+    return fastest(lambda: _with_grad(z, targets, rows), lambda: _with_grad(z, targets, rows, out), autograd)
 
 
 def affine(case: Case) -> Callable[[], Any]:
@@ -122,7 +120,9 @@ def training_epoch(case: Case) -> Callable[[], Any]:
     n_rows, n_in, n_hidden, n_classes = case.shape
     x, targets = _tensor(case.x), _tensor(case.targets)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(n_in, n_hidden), torch.nn.ReLU(), torch.nn.Linear(n_hidden, n_classes)).to(x.dtype)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(n_in, n_hidden), torch.nn.ReLU(), torch.nn.Linear(n_hidden, n_classes)
+    ).to(x.dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
 
     @torch.no_grad()
