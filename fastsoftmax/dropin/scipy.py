@@ -4,7 +4,6 @@ Signatures, defaults (``axis=None``: the whole array), dtype rules and results' 
 accuracy, the speed, and:
 
 - an all ``-inf`` slice gives NaN without a RuntimeWarning;
-- ``softmax`` and ``log_softmax`` of an array with no elements are empty instead of a ValueError;
 - narrow and unsigned integers are converted before the maximum is subtracted (SciPy's difference wraps around);
 - in ``logsumexp`` a weight of zero silences its element whatever it is, also where the result is infinite, and the
   sign of an empty sum is 0.
@@ -49,7 +48,7 @@ def softmax(x: ArrayLike, axis: Axis = None) -> Any:
     TypeError
         For booleans, strings and objects.
     numpy.exceptions.AxisError, ValueError
-        If ``axis`` is out of range, or names an axis twice.
+        If ``axis`` is out of range; if it names an axis twice, or has no elements.
     """
     x = _floating(x)
     if _needs_numpy(x.dtype):
@@ -94,7 +93,7 @@ def logsumexp(
     weights = None if b is None else _merge(b, axes)
     if weights is not None and weights.dtype.kind == "f" and np.all((weights == 0) | (weights == 1)):
         rows, weights = np.where(weights == 0, -np.inf, rows), None
-    if weights is None and not _needs_numpy(a.dtype):
+    if weights is None and rows.shape[-1] and not _needs_numpy(a.dtype):
         out = np.asarray(F.logsumexp(rows, axis=-1), dtype=a.dtype)
         sign = np.where(np.isnan(out), out, out > -np.inf).astype(a.dtype) if return_sign else out
     else:
@@ -187,12 +186,11 @@ def _kept_shape(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
 
 
 def _along(function: Callable[..., Array], x: Array, axis: Axis) -> Any:
-    """``function``, which works on one axis, over any axes of ``x``."""
-    if isinstance(axis, int) and x.ndim:
+    """``function`` along ``axis``, with SciPy's scalars and its AxisError."""
+    if x.ndim == 0:
+        return function(x.reshape(1)).reshape(())[()]
+    try:
         return function(x, axis=axis)
-    if axis is None or x.ndim == 0:
-        return np.asarray(function(x.reshape(-1), axis=-1)).reshape(x.shape)[()]
-    axes = _axes(x.ndim, axis)
-    kept = x.ndim - len(axes)
-    moved = tuple(x.shape[i] for i in range(x.ndim) if i not in axes) + tuple(x.shape[i] for i in axes)
-    return np.moveaxis(function(_merge(x, axes), axis=-1).reshape(moved), range(kept, x.ndim), axes)
+    except ValueError:
+        _axes(x.ndim, axis)
+        raise

@@ -269,8 +269,9 @@ def _elementwise(name: str, input: ArrayLike, dim: int | None, stacklevel: int, 
         dim = 0 if x.ndim in (0, 1, 3) else 1
     _check_floating(name, x)
     dim = _dim(dim, x.ndim)
-    function = getattr(F, name)
-    return function(x, axis=dim) if x.ndim else function(x.reshape(1)).reshape(())
+    if x.ndim == 0 or x.size == 0:  # the public functions ask for an axis, and for a class
+        return getattr(F, name)(x.reshape(-1, 1)).reshape(x.shape)
+    return getattr(F, name)(x, axis=dim)
 
 
 def _dim(dim: int, ndim: int) -> int:
