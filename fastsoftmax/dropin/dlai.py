@@ -66,7 +66,8 @@ def initialize_parameters_deep(layer_dims: Sequence[int], seed: int = 1, dtype: 
     parameters = {}
     for layer in range(1, len(layer_dims)):
         n_out, n_in = layer_dims[layer], layer_dims[layer - 1]
-        parameters[f"W{layer}"] = (rng.randn(n_out, n_in) / np.sqrt(n_in)).astype(dtype)
+        # Column-major: the transpose that the kernels read is then a view, and each update keeps it so.
+        parameters[f"W{layer}"] = (rng.randn(n_out, n_in) / np.sqrt(n_in)).astype(dtype, order="F")
         parameters[f"b{layer}"] = np.zeros((n_out, 1), dtype)
     return parameters
 
