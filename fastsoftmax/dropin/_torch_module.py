@@ -14,9 +14,9 @@ __all__ = ["CrossEntropyLoss"]
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """`torch.nn.CrossEntropyLoss` for tensors in CPU memory: same parameters, same results, one fused kernel call.
 
-    The kernel reads the tensors' own memory and computes the gradient with the loss, if one will be needed; ``backward``
-    only scales it. Gradients flow to the logits and to target probabilities, not to ``weight``; there is no
-    second derivative (``create_graph=True`` raises). bfloat16 tensors are computed in float32.
+    The kernel reads the tensors' own memory and computes the gradient with the loss, if one will be needed;
+    ``backward`` only scales it. Gradients flow to the logits and to target probabilities, not to ``weight``; there is
+    no second derivative (``create_graph=True`` raises). bfloat16 tensors are computed in float32.
 
     Examples
     --------
