@@ -188,13 +188,19 @@ class Run:
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same in a resumed run."""
+        """What must be the same in a resumed run; of the arrays their checksums, of x, which may be huge, two rows'."""
+        arrays = {
+            "x": self.batches.x[[0, -1]],
+            "targets": self.targets,
+            "sample_weight": self.sample_weight,
+            "class_weight": self.class_weight,
+        }
         return {
             "n_rows": len(self.targets),
-            "targets": zlib.crc32(np.ascontiguousarray(self.targets)),  # x itself may be too large to read
             "batch_size": self.batches.batch_size,
             "shuffle": self.shuffle,
             "patience": self.patience,
+            **{name: None if a is None else zlib.crc32(np.ascontiguousarray(a)) for name, a in arrays.items()},
         }
 
     def save(self) -> None:

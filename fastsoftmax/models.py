@@ -25,6 +25,7 @@ __all__ = ["MLP", "Classifier", "History", "SoftmaxRegression"]
 Array = NDArray[np.floating]
 Self = TypeVar("Self", bound="Classifier")
 
+OPTIMIZERS = {"SGD": optimizers.SGD, "Adam": optimizers.Adam}  # what a file may name
 PREDICT_ROWS = 1024  # rows scored at once: enough to keep the kernels busy, little enough to stay in cache
 
 
@@ -382,12 +383,14 @@ class Classifier:
             Classifier.__init__(
                 model,
                 settings["hidden"],
-                optimizer=getattr(optimizers, optimizer.pop("class"))(**optimizer),
+                optimizer=OPTIMIZERS[optimizer.pop("class")](**optimizer),
                 **{key: settings[key] for key in ("l2", "scale", "n_classes", "dtype", "seed")},
             )
             sizes = [_arrays.count("size", n) for n in settings["sizes"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             _checkpoint.foreign(path, f"damaged: {error!r}")
+        if tuple(sizes[1:-1]) != model.hidden:
+            _checkpoint.foreign(path, f"damaged: hidden layers {model.hidden}, but sizes {sizes}")
         for i, shape in enumerate(pairwise(sizes)):
             weight = _checkpoint.expect(path, arrays, f"param_{2 * i}", shape, model.dtype)
             bias = _checkpoint.expect(path, arrays, f"param_{2 * i + 1}", shape[1:], model.dtype)
