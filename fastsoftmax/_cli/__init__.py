@@ -46,5 +46,12 @@ def fail(message: object, code: int = 2) -> int:
     return code
 
 
+def positive(text: str) -> int:
+    """The ``type`` of arguments that count something."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
 def _module(command: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{command}")

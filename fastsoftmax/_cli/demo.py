@@ -11,6 +11,7 @@ from .. import get_num_threads
 from ..datasets import load_digits
 from ..gradcheck import GradientCheck, gradient_check
 from ..models import MLP
+from . import positive
 from .bench import measure, progress
 from .table import seconds, show
 
@@ -24,7 +25,7 @@ COMPARED = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=positive, default=30)
     parser.add_argument("--seed", type=int, default=0)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..datasets import load_mnist
 from ..models import MLP, History
-from . import fail
+from . import fail, positive
 
 HELD_OUT = 12
 """One training row in so many is kept back for the validation accuracy; the test set is looked at once, at the end."""
@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="DIR", help="folder of the four files, plain or .gz"
     )
     parser.add_argument(
-        "--hidden", type=_positive, nargs="*", default=[100], metavar="N", help="sizes of the hidden layers"
+        "--hidden", type=positive, nargs="*", default=[100], metavar="N", help="sizes of the hidden layers"
     )
-    parser.add_argument("--epochs", type=_positive, default=5)
-    parser.add_argument("--batch-size", type=_positive, default=128)
+    parser.add_argument("--epochs", type=positive, default=5)
+    parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, metavar="model.npz", help="write the trained model")
     parser.add_argument("--plot", type=Path, metavar="curve.png", help="draw loss and accuracy (needs matplotlib)")
@@ -92,9 +92,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from time import perf_counter
 
-from .. import warmup
+from ..kernels import KERNELS, environment, kernel
 from .bench import progress
 
 
@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     start = perf_counter()
-    for dtype in progress(args.dtype, "compiling"):
-        warmup((dtype,))
-    print(f"{', '.join(args.dtype)}: ready in {perf_counter() - start:.1f} s")
+    wanted = [(name, dtype) for dtype in args.dtype for name in KERNELS]
+    for name, dtype in progress(wanted, "compiling"):
+        kernel(name, dtype)
+    seconds, folder = perf_counter() - start, environment()["cache"]
+    print(f"{len(wanted)} kernels ({', '.join(args.dtype)}) ready in {seconds:.1f} s, kept in {folder}")
     return 0
