@@ -89,7 +89,7 @@ def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: 
     ----------
     logits : array_like, any shape
         float16, float32, float64, or integers (which become float64). -inf masks a class.
-    axis : int, tuple of int, or None
+    axis : int, tuple of int, or None; default: -1
         The axis along which probabilities sum to one. None: over the whole array at once. The default, -1, is per row of a
         matrix (n_rows, n_classes).
     out : ndarray, optional
@@ -147,7 +147,7 @@ def log_softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, o
     Parameters
     ----------
     logits : array_like, any shape
-    axis : int, tuple of int, or None
+    axis : int, tuple of int, or None; default: -1
     out : ndarray, optional
         As for `softmax`.
 
@@ -176,9 +176,9 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     Parameters
     ----------
     logits : array_like, any shape
-    axis : int, tuple of int, or None
+    axis : int, tuple of int, or None; default: -1
         As for `softmax`.
-    keepdims : bool
+    keepdims : bool, default: False
         Keep the summed axes, with length 1.
 
     Returns
@@ -242,7 +242,7 @@ def softmax_backward(grad_probs: ArrayLike, probs: ArrayLike, axis: int | tuple[
     ----------
     grad_probs, probs : array_like of one shape
         d(loss)/d(probs), and the result of `softmax`.
-    axis : int, tuple of int, or None
+    axis : int, tuple of int, or None; default: -1
         The axis given to `softmax`.
     out : ndarray, optional
         Where to put the result; may be either input.
@@ -256,6 +256,13 @@ def softmax_backward(grad_probs: ArrayLike, probs: ArrayLike, axis: int | tuple[
     ------
     TypeError, ValueError
         As `softmax`; also if the two shapes differ.
+
+    Examples
+    --------
+    >>> from fastsoftmax import softmax, softmax_backward
+    >>> p = softmax([[0.0, 0.0]])
+    >>> softmax_backward([[1.0, 0.0]], p)
+    array([[ 0.25, -0.25]])
     """
     return _backward("softmax_backward", grad_probs, probs, axis, out, ("grad_probs", "probs"))
 
@@ -267,7 +274,8 @@ def log_softmax_backward(grad_log_probs: ArrayLike, log_probs: ArrayLike, axis: 
     ----------
     grad_log_probs, log_probs : array_like of one shape
         d(loss)/d(log_probs), and the result of `log_softmax`.
-    axis, out
+    axis : int, tuple of int, or None; default: -1
+    out : ndarray, optional
         As for `softmax_backward`.
 
     Returns
@@ -279,6 +287,12 @@ def log_softmax_backward(grad_log_probs: ArrayLike, log_probs: ArrayLike, axis: 
     ------
     TypeError, ValueError
         As `softmax_backward`.
+
+    Examples
+    --------
+    >>> from fastsoftmax import log_softmax, log_softmax_backward
+    >>> log_softmax_backward([[1.0, 0.0]], log_softmax([[0.0, 0.0]]))
+    array([[ 0.5, -0.5]])
     """
     return _backward("log_softmax_backward", grad_log_probs, log_probs, axis, out, ("grad_log_probs", "log_probs"))
 
@@ -350,17 +364,17 @@ def cross_entropy(
     targets : array_like
         Class indices of any integer type, of logits' shape without `axis`; or probabilities (one-hot rows among them) of
         logits' shape.
-    axis : int
+    axis : int, default: -1
         Where the classes are.
     class_weight : array_like (n_classes,), optional
         Factor for each class, as torch's `weight`.
     sample_weight : array_like, optional
         Factor for each row, of logits' shape without `axis`.
-    ignore_index : int
+    ignore_index : int, default: -100
         Rows with this index contribute exactly 0 to loss and gradient, even if they hold NaN. Not for probabilities.
-    label_smoothing : float in [0, 1]
+    label_smoothing : float in [0, 1], default: 0.0
         e: the target becomes ``(1 - e) * target + e / n_classes``.
-    reduction : {"mean", "sum", "none"}
+    reduction : "mean", "sum" or "none"; default: "mean"
         "mean" divides by the sum of the rows' weights, ``class_weight[target] * sample_weight`` (for probabilities: by the
         sum of `sample_weight`); the mean over nothing is NaN, as in torch.
 
@@ -422,7 +436,14 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    logits : array_like
+    targets : array_like
+    axis : int, default: -1
+    class_weight : array_like (n_classes,), optional
+    sample_weight : array_like, optional
+    ignore_index : int, default: -100
+    label_smoothing : float in [0, 1], default: 0.0
+    reduction : "mean", "sum" or "none"; default: "mean"
         As for `cross_entropy`.
     grad_loss : float, or array_like of one factor a row for reduction "none"; optional
         d(objective)/d(loss), multiplied into the gradient; 1 if not given.
@@ -500,7 +521,7 @@ def cross_entropy_grad_hess(
         Class indices or probabilities, as for `cross_entropy`.
     sample_weight : array_like, optional
         One factor a row.
-    hessian_scale : float
+    hessian_scale : float, default: 1.0
         XGBoost and LightGBM multiply by 2, scikit-learn by 1.
 
     Returns
@@ -512,6 +533,12 @@ def cross_entropy_grad_hess(
     ------
     TypeError, ValueError, IndexError
         As `cross_entropy`.
+
+    Examples
+    --------
+    >>> from fastsoftmax import cross_entropy_grad_hess
+    >>> cross_entropy_grad_hess([[0.0, 0.0]], [1])
+    (array([[ 0.5, -0.5]]), array([[0.25, 0.25]]))
     """
     factor = _arrays.real(hessian_scale, "hessian_scale")
     x = _arrays.floats(logits, "logits")
@@ -547,6 +574,12 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     ------
     TypeError, ValueError
         For dtypes and shapes that do not fit.
+
+    Examples
+    --------
+    >>> from fastsoftmax import affine
+    >>> affine([[1.0, 2.0]], [[1.0], [10.0]], [0.5])
+    array([[21.5]])
     """
     x, weight, b = _affine_inputs(x, weight, bias)
     dtype = _arrays.common_dtype(x, weight)
@@ -580,7 +613,7 @@ def affine_backward(
         d(loss)/d(affine(x, weight, bias)).
     x : array_like (..., n_in)
     weight : array_like (n_in, n_out)
-    need_grad_x : bool
+    need_grad_x : bool, default: True
         False for a first layer: saves half of the work.
 
     Returns
@@ -593,6 +626,14 @@ def affine_backward(
     ------
     TypeError, ValueError
         For dtypes and shapes that do not fit.
+
+    Examples
+    --------
+    >>> from fastsoftmax import affine_backward
+    >>> grad_x, grad_weight, grad_bias = affine_backward([[1.0]], [[1.0, 2.0]], [[3.0], [4.0]])
+    >>> grad_x, grad_weight, grad_bias
+    (array([[3., 4.]]), array([[1.],
+           [2.]]), array([1.]))
     """
     x, weight, _ = _affine_inputs(x, weight, None)
     g = _arrays.floats(grad_out, "grad_out")
@@ -623,6 +664,12 @@ def relu(x: ArrayLike, *, out: Array | None = None) -> Array:
     ------
     TypeError, ValueError
         For dtypes and an `out` that do not fit.
+
+    Examples
+    --------
+    >>> from fastsoftmax import relu
+    >>> relu([-1.0, 2.0])
+    array([0., 2.])
     """
     a = _arrays.floats(x, "x")
     return _elementwise("relu", (a,), _arrays.result_array(out, a.shape, a.dtype))
@@ -647,6 +694,12 @@ def relu_backward(grad_out: ArrayLike, x: ArrayLike, *, out: Array | None = None
     ------
     TypeError, ValueError
         For dtypes, shapes and an `out` that do not fit.
+
+    Examples
+    --------
+    >>> from fastsoftmax import relu_backward
+    >>> relu_backward([10.0, 10.0], [-1.0, 2.0])
+    array([ 0., 10.])
     """
     g, a = _arrays.floats(grad_out, "grad_out"), _arrays.floats(x, "x")
     _arrays.same_shape(g, a, "grad_out and x")
@@ -683,7 +736,11 @@ def linear_cross_entropy(
     targets : array_like
         Class indices (n_rows,) or probabilities (n_rows, n_classes).
     bias : array_like (n_classes,), optional
-    class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    class_weight : array_like (n_classes,), optional
+    sample_weight : array_like, optional
+    ignore_index : int, default: -100
+    label_smoothing : float in [0, 1], default: 0.0
+    reduction : "mean", "sum" or "none"; default: "mean"
         As for `cross_entropy`.
 
     Returns
@@ -694,6 +751,12 @@ def linear_cross_entropy(
     ------
     TypeError, ValueError, IndexError
         As `affine` and `cross_entropy`.
+
+    Examples
+    --------
+    >>> from fastsoftmax import linear_cross_entropy
+    >>> round(linear_cross_entropy([[1.0]], [[0.0, 0.0]], [1]), 6)
+    0.693147
     """
     return cross_entropy(
         affine(x, weight, bias), targets, class_weight=class_weight, sample_weight=sample_weight,
@@ -710,9 +773,17 @@ def linear_cross_entropy_with_grad(
 
     Parameters
     ----------
-    x, weight, targets, bias, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    x : array_like (n_rows, n_in)
+    weight : array_like (n_in, n_classes)
+    targets : array_like
+    bias : array_like (n_classes,), optional
+    class_weight : array_like (n_classes,), optional
+    sample_weight : array_like, optional
+    ignore_index : int, default: -100
+    label_smoothing : float in [0, 1], default: 0.0
+    reduction : "mean", "sum" or "none"; default: "mean"
         As for `linear_cross_entropy`. With reduction "none" the gradients are those of the sum.
-    need_grad_x : bool
+    need_grad_x : bool, default: True
         False where x is data: grad_x is then None.
 
     Returns
@@ -725,6 +796,13 @@ def linear_cross_entropy_with_grad(
     ------
     TypeError, ValueError, IndexError
         As `affine` and `cross_entropy`.
+
+    Examples
+    --------
+    >>> from fastsoftmax import linear_cross_entropy_with_grad
+    >>> loss, (grad_x, grad_weight, grad_bias) = linear_cross_entropy_with_grad([[1.0]], [[0.0, 0.0]], [1], [0.0, 0.0])
+    >>> grad_weight
+    array([[ 0.5, -0.5]])
     """
     logits = affine(x, weight, bias)
     loss, grad_logits = cross_entropy_with_grad(

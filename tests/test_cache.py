@@ -1,7 +1,7 @@
 """The disk cache of compiled kernels: fast when it fits, silent when it does not, never stale and never wrong.
 
 Each test copies the package, adds a small kernel of its own to the copy (it compiles in a fraction of a second) and starts
-fresh processes with a cache folder of their own.
+fresh processes with a cache folder of their own. Those marked slow start more of them.
 """
 
 from __future__ import annotations
@@ -54,6 +54,18 @@ print(json.dumps([kernel(x, 0, {rows}, True), sum(kernel.stats.cache_hits.values
 """
 TWICE_THE_SUM = 132.0
 
+# Builds the kernel anew at every line of its input.
+SERVER = """
+import json, sys
+import numpy as np
+from fastsoftmax import kernels
+
+for line in sys.stdin:
+    kernel = kernels.Kernel("weighted_sum", "weighted_sum")[np.dtype(line.strip())]
+    x = np.arange(12.0, dtype=line.strip()).reshape(3, 4)
+    print(json.dumps([kernel(x, 0, 3, True), sum(kernel.stats.cache_hits.values())]), flush=True)
+"""
+
 
 def environment(package_parent, cache, **more):
     """The environment of a fresh process that imports the package from `package_parent`."""
@@ -84,6 +96,7 @@ class Copy:
             env=env,
             cwd=self.parent,
             text=True,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -105,6 +118,22 @@ def finish(process):
 @pytest.fixture
 def package(tmp_path):
     return Copy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A function ``build(dtype)``, which builds in one and the same process, and the copy it works in."""
+    package = Copy(tmp_path_factory.mktemp("server"))
+    process = package.start(SERVER)
+
+    def build(dtype="float64"):
+        process.stdin.write(dtype + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield build, package
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
 
 
 def test_second_process_loads_what_the_first_compiled(package):
@@ -168,16 +197,19 @@ def _replace_by_a_folder(path, other):
         _replace_by_text,
     ],
 )
-def test_damaged_file_is_compiled_anew_and_replaced(package, damage):
-    package.run()
+def test_damaged_file_is_compiled_anew_and_replaced(server, damage):
+    build, package = server
+    shutil.rmtree(package.cache, ignore_errors=True)
+    assert build() == [TWICE_THE_SUM, 0]
     (path,) = package.files()
-    package.run(dtype="float32")
+    build("float32")
     (other,) = set(package.files()) - {path}
     damage(path, other)
-    assert package.run() == ([TWICE_THE_SUM, 0], "")
-    assert package.run() == ([TWICE_THE_SUM, 1], "")
+    assert build() == [TWICE_THE_SUM, 0]
+    assert build() == [TWICE_THE_SUM, 1]
 
 
+@pytest.mark.slow
 def test_file_of_another_version_is_compiled_anew(package):
     """Copied by hand into this version's folder, it still says whose it is."""
     package.run()
@@ -190,6 +222,7 @@ def test_file_of_another_version_is_compiled_anew(package):
     assert package.run() == ([TWICE_THE_SUM, 0], "")
 
 
+@pytest.mark.slow
 def test_something_unreplaceable_in_the_files_place(package):
     package.run()
     _replace_by_a_folder(*package.files(), None)
@@ -232,6 +265,7 @@ def test_source_edited_while_a_process_runs_is_not_saved_under_the_new_name(pack
     assert package.run() == ([1.5 * TWICE_THE_SUM, 0], "")
 
 
+@pytest.mark.slow
 def test_touched_source_still_fits(package):
     package.run()
     for path in package.kernels.glob("*.py"):
@@ -256,6 +290,7 @@ def test_cache_off(package):
     assert not package.cache.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="other systems name their cache folder otherwise")
 def test_default_folder(package):
     home = package.parent / "home"
@@ -326,6 +361,7 @@ def test_zipped_package(package):
     assert package.run(path=archive) == ([TWICE_THE_SUM, 1], "")
 
 
+@pytest.mark.slow
 def test_sources_missing(package):
     """Compiled .pyc files alone: there is nothing to tell one version from another, so nothing is kept."""
     import compileall
@@ -338,6 +374,7 @@ def test_sources_missing(package):
     assert not package.files()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["_reduce", "_rebuild"])
 def test_numba_without_the_internals_relied_on(package, method):
     """Compiles in every process; one log line if it is saving that fails."""
@@ -348,6 +385,7 @@ def test_numba_without_the_internals_relied_on(package, method):
         assert len(err.splitlines()) == (method == "_reduce")
 
 
+@pytest.mark.slow
 def test_unused_versions_are_removed(package):
     package.run()
     (old,) = package.files()

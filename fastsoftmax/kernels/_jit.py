@@ -11,7 +11,7 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.dispatcher import Dispatcher
 from numba.core.typing.templates import Signature
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic, overload, register_jitable
 from numba.np.numpy_support import from_dtype
 
 from ._cache import DiskCache
@@ -66,6 +66,12 @@ Kind = Callable[[types.Type], types.Type]
 def inline(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let kernels call `function`; it is compiled into each of its callers and stays callable from Python."""
     return register_jitable(**OPTIONS)(function)
+
+
+def by_type(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """Let kernels call `choose` by name; given the arguments' types, it returns the function to compile in its place."""
+    overload(choose, jit_options=OPTIONS)(choose)
+    return choose
 
 
 def signature(*kinds: Kind, returns: Kind | tuple[Kind, ...] | None = None) -> Callable[..., Any]:

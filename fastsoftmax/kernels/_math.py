@@ -218,7 +218,9 @@ def log1p_pair(d_hi: Any, d_lo: Any) -> Any:
     correction = (s + s) * w * polynomial(w, LOG_COEFFICIENTS, LOG_COEFFICIENTS)
     hi, lo = fast_two_sum(s + s, (s_lo + s_lo) + correction)
     k_hi, k_lo = two_sum(k * splat(_LN2_HI64), hi)
-    return fast_two_sum(k_hi, k_lo + (lo + k * splat(_LN2_LO64)))
+    hi, lo = fast_two_sum(k_hi, k_lo + (lo + k * splat(_LN2_LO64)))
+    tiny = d_hi < splat(2.0**-64)  # it is its own logarithm; halving a subnormal number would lose its last bit
+    return select(tiny, d_hi, hi), select(tiny, d_lo, lo)
 
 
 @inline
