@@ -8,8 +8,9 @@ import numpy as np
 EXACT = {"float16": 1.0, "float32": 2.0, "float64": 4.0}
 # A target that is spread over several classes: the gradient is a difference, the loss a sum over the row.
 WEIGHTED = {"float16": 1.0, "float32": 8.0, "float64": 8.0}
-# Below the normal range a result has lost digits whoever computes it: one step of the subnormal spacing.
-SUBNORMAL = 1.0
+# Below the normal range the spacing is absolute: one step of it, of which half is the last rounding. Towards the top of
+# that range the digits of a normal number are back, and with them half a step more of what they may be off by.
+SUBNORMAL = 1.0, 0.5
 # Sums of products (matrix products and what is built on them), in eps times the sum of the absolute values.
 PRODUCT = 4.0
 
@@ -39,9 +40,10 @@ def worst(result, truth, scale=None) -> tuple[float, float]:
     subnormal = np.abs(np.asarray(truth, dtype=np.longdouble)) < np.finfo(np.asarray(result).dtype).tiny
     if scale is not None:
         subnormal &= np.abs(np.asarray(scale)) < np.finfo(np.asarray(result).dtype).tiny
+    steps = ulps(result, np.asarray(truth, dtype=np.longdouble).astype(np.asarray(result).dtype))
     return (
         float(np.max(distance, initial=0.0, where=~subnormal)),
-        float(np.max(distance, initial=0.0, where=subnormal)),
+        float(np.max(steps, initial=0.0, where=subnormal)),
     )
 
 
@@ -50,15 +52,18 @@ def assert_ulps(result, truth, limit, *, scale=None, label="") -> None:
     result = np.asarray(result)
     if isinstance(limit, dict):
         limit = limit[result.dtype.name]
-    normal, subnormal = worst(result, truth, scale)
-    if normal <= limit and subnormal <= SUBNORMAL:
-        return
     distance = ulps(result, truth, scale)
-    at = np.unravel_index(np.argmax(distance), distance.shape)
+    size = np.abs(np.asarray(truth, dtype=np.longdouble)) if scale is None else np.maximum(np.abs(truth), np.abs(scale))
+    share = size / np.finfo(result.dtype).tiny
+    with np.errstate(invalid="ignore"):
+        allowed = np.where(share < 1, np.minimum(limit, SUBNORMAL[0] + SUBNORMAL[1] * share), limit)
+    if (distance <= allowed).all():
+        return
+    at = np.unravel_index(np.argmax(distance / allowed), distance.shape)
     raise AssertionError(
-        f"{label}: worst element {normal:.3g} ulps (limit {limit}), subnormal {subnormal:.3g} (limit {SUBNORMAL}): "
-        f"at {tuple(int(i) for i in at)} got {result[at]!r}, expected {np.asarray(truth)[at]!r}; "
-        f"{int(np.count_nonzero(distance > limit))} of {distance.size} beyond the limit"
+        f"{label}: worst element {distance[at]:.3g} ulps (limit {float(allowed[at]):.3g}) "
+        f"at {tuple(int(i) for i in at)}: got {result[at]!r}, expected {np.asarray(truth)[at]!r}; "
+        f"{int(np.count_nonzero(distance > allowed))} of {distance.size} beyond the limit"
     )
 
 

@@ -19,7 +19,8 @@ from ._math import (
     SHIFT64, exp_pair, exp_shifted, fast_two_sum, log1p_pair, plus_one, two_diff, two_product, two_sum,
 )  # fmt: skip
 from ._simd import (
-    V32, exact_fma, lane, load, load_first, load_wide_first, pointer, select, splat, store, store_narrow_first, total,
+    V32, exact_fma, keep_alive, lane, load, load_first, load_wide_first, pointer, select, splat, store,
+    store_narrow_first, total,
 )  # fmt: skip
 from .softmax import row_max
 
@@ -91,7 +92,7 @@ def row_pass(z: Any, n: int, t: Any, label: int, smoothing: float, class_weight:
     m = splat(np.float64(row_max(z, n)))
     keep = two_diff(splat(1.0), splat(smoothing))
     uniform = divide(smoothing, np.float64(n))
-    d, d_low = splat(1.0), splat(0.0)  # as `lane_start`: each lane begins at 1
+    d, d_low, d_lost = splat(1.0), splat(0.0), splat(0.0)  # as `lane_start`: each lane begins at 1
     a = (splat(0.0), splat(0.0))
     for j in range(0, n, 8):
         k = min(8, n - j)
@@ -100,10 +101,11 @@ def row_pass(z: Any, n: int, t: Any, label: int, smoothing: float, class_weight:
         store(e, j, value[0])
         store(e_lo, j, value[1])
         above = d + value[0]
-        d, d_low = above, d_low + ((value[0] - (above - d)) + value[1])
+        d_low, error = two_sum(d_low, value[0] - (above - d))
+        d, d_lost = above, d_lost + (error + value[1])
         a = add(a, row_weights(t, j, k, label, keep, uniform, class_weight))
     ones = d - splat(1.0)
-    s, low = total_pair(fast_two_sum(ones, d_low))
+    s, low = total_pair(add((ones, splat(0.0)), (d_low, d_lost)))
     s, low = fast_two_sum(s - splat(1.0), low)
     log = log1p_pair(s, low)
 
@@ -158,6 +160,7 @@ def soft_cross_entropy(
         result += loss
         if losses.size:
             losses[i] = loss
+    keep_alive(scratch)
     return result
 
 
@@ -198,4 +201,5 @@ def soft_cross_entropy_with_grad(
         result += loss
         if losses.size:
             losses[i] = loss
+    keep_alive(scratch)
     return result
