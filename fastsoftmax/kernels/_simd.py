@@ -160,6 +160,12 @@ def pointer(typingctx: Any, array: Any, k: Any) -> Any:
 
 
 @intrinsic
+def keep_alive(typingctx: Any, array: Any) -> Any:
+    """Use an array that is otherwise used by its address: numba frees an array after its last use by name."""
+    return types.void(array), lambda context, builder, sig, args: context.get_dummy_value()
+
+
+@intrinsic
 def shift(typingctx: Any, p: Any, k: Any) -> Any:
     """The address k elements after p."""
     return p(p, types.int64), lambda context, builder, sig, args: builder.gep(args[0], [args[1]])

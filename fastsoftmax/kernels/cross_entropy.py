@@ -19,8 +19,8 @@ from ._math import (
     SHIFT32, SHIFT64, from_doubles, in_doubles, log1p_pair, pair_from_doubles, plus_one, ratio, two_diff, two_sum,
 )  # fmt: skip
 from ._simd import (
-    V32, any_lane, constant, fence, lane, lanes, larger, load, load_first, load_labels, pointer, select, splat, store,
-    store_first, total,
+    V32, any_lane, constant, fence, keep_alive, lane, lanes, larger, load, load_first, load_labels, pointer, select,
+    splat, store, store_first, total,
 )  # fmt: skip
 from .softmax import (
     NARROW, aligned, load_tile, row_exp, row_exp_sum, row_max, row_scale, scaled, split, store_tile, tile_exp,
@@ -215,6 +215,7 @@ def cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, lo
             acc = acc + joined(m, l0, l1)
             if losses.size:
                 store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
+        keep_alive(scratch)
         return total(acc)
     result = 0.0
     for i in range(first, last):
@@ -286,6 +287,7 @@ def cross_entropy_with_grad(
                 for j in range(n):
                     store(tile, j * step, select(ignored, constant(tile, 0.0, 0.0), load(tile, j * step)))
             store_tile(tile, pointer(grad, i * n), n, rows)
+        keep_alive(scratch)
         return total(acc)
 
     result = 0.0

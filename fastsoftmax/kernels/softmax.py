@@ -21,8 +21,8 @@ from ._math import (
     pair_from_doubles, plus_one, ratio, row_sum, two_diff, two_sum,
 )  # fmt: skip
 from ._simd import (
-    constant, fence, fma, lane, lanes, larger, largest, load, load_first, load_transposed, misalignment, number, pointer,
-    prefetch, shift, splat, store, store_first, store_transposed, stream,
+    constant, fence, fma, keep_alive, lane, lanes, larger, largest, load, load_first, load_transposed, misalignment,
+    number, pointer, prefetch, shift, splat, store, store_first, store_transposed, stream,
 )  # fmt: skip
 
 NARROW = 64  # classes; measured, see `tile` below
@@ -220,6 +220,7 @@ def softmax(logits, probs, streaming, first, last):
             for j in range(n):
                 store(tile, j * step, scaled(load(tile, j * step), q[0], q[1]))
             store_tile(tile, pointer(probs, i * n), n, rows)
+        keep_alive(scratch)
         return
     scratch = np.empty(n if streaming else 0, logits.dtype)
     for i in range(first, last):
@@ -251,6 +252,7 @@ def log_softmax(logits, log_probs, streaming, first, last):
             for j in range(n):
                 store(tile, j * step, load(kept, j * step) - log)
             store_tile(tile, pointer(log_probs, i * n), n, rows)
+        keep_alive(scratch)
         return
     for i in range(first, last):
         z, out = pointer(logits, i * n), pointer(log_probs, i * n)
@@ -297,6 +299,7 @@ def logsumexp(logits, lse, first, last):
             m0, m1 = in_doubles(m)
             value = from_doubles(m, shifted_log(m0, a[0], a[1]), shifted_log(m1, b[0], b[1]))
             store_first(pointer(lse, 0), i, value, rows)
+        keep_alive(scratch)
     else:
         for i in range(first, last):
             z = pointer(logits, i * n)
