@@ -110,7 +110,7 @@ def test_forks_while_other_threads_compute(cache):
 
         threads = [threading.Thread(target=busy) for _ in range(2)]
         for thread in threads: thread.start()
-        print(*{in_child(check) for _ in range(25)})
+        print(*{in_child(check) for _ in range(10)})
         stop = True
         for thread in threads: thread.join()
         check()
