@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import math
 import os
 import zlib
-from importlib import resources
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -49,6 +47,8 @@ def load_digits() -> Dataset:
     >>> x_train.shape, x_test.shape
     ((1540, 64), (257, 64))
     """
+    from importlib import resources  # here, not above: it takes longer to import than the rest of the package
+
     with resources.files("fastsoftmax").joinpath("data/digits.npz").open("rb") as file:
         arrays = np.load(file, allow_pickle=False)
         x, y = arrays["images"].reshape(-1, 64), arrays["labels"]
@@ -129,6 +129,8 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray:
     ValueError
         It is not an IDX file, or truncated, or longer than it says; the message names it.
     """
+    import gzip
+
     path = Path(path)
     with open(path, "rb") as raw:
         gzipped = raw.read(2) == b"\x1f\x8b"
@@ -140,7 +142,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray:
             raise ValueError(f"{path}: truncated or damaged gzip file ({error})") from error
 
 
-def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray:
+def _read_idx(file: BinaryIO, path: Path) -> NDArray:
     magic = file.read(4)
     if len(magic) < 4:
         raise ValueError(f"{path}: truncated: {len(magic)} bytes, too short for an IDX file")
