@@ -45,7 +45,8 @@ class Checker(doctest.OutputChecker):
         close = len(wanted) == len(found) and np.allclose(
             [*map(float, found)], [*map(float, wanted)], rtol=1e-7, atol=0
         )
-        return close and super().check_output(NUMBER.sub("#", want), NUMBER.sub("#", got), optionflags)
+        want, got = ("".join(NUMBER.sub("#", text).split()) for text in (want, got))
+        return close and super().check_output(want, got, optionflags)
 
 
 def run(test, **kwargs):

@@ -148,8 +148,6 @@ def test_the_allow_lists_name_files_that_exist():
     for table in (MAY_RAISE, MAY_PRINT):
         for entry in table:
             assert any(name == entry or name.startswith(entry) for name in SOURCES), f"{entry} is not there any more"
-    for part in set().union(*FLOORS):
-        assert any(name.split("/")[0].removesuffix(".py") == part for name in SOURCES), f"{part} is not there any more"
 
 
 @pytest.mark.parametrize("name", [n for n in SOURCES if n.startswith("kernels/")])
@@ -160,7 +158,7 @@ def test_kernels_do_not_raise_or_allocate_results(name):
     for node in ast.walk(TREES[name]):
         assert not isinstance(node, ast.Raise | ast.Try), f"{name}:{node.lineno}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "np":
-            assert node.attr not in ("zeros", "ones", "full", "empty_like", "zeros_like", "exp", "log"), (
+            assert node.attr not in ("empty_like", "zeros_like", "full_like", "exp", "log", "log1p"), (
                 f"{name}:{node.lineno} np.{node.attr}: results are the caller's, and scalar exp and log are libm calls"
             )
 
@@ -235,7 +233,7 @@ def test_signature(name):
 
 
 def documented_parameters(doc):
-    """name -> (its line, its text), from the Parameters section of a numpy docstring; ``a, b : type`` counts for both."""
+    """name -> (its line, its text), from the Parameters of a numpy docstring; ``a, b : type`` counts for both."""
     lines = inspect.cleandoc(doc).splitlines()
     found, names = {}, []
     for line, below in zip(lines[lines.index("Parameters") + 2 :], [*lines[lines.index("Parameters") + 3 :], ""]):
@@ -252,9 +250,8 @@ def documented_parameters(doc):
 
 def stated_default(line, text):
     """What a description says the default is, if it does: a phrase, or the first of the values in braces."""
-    if match := re.search(
-        r"\bdefaults?(?: is| to)?[:,]? +`*(\"[^\"]*\"|'[^']*'|-?[\w.()]+?)`*(?=[,;.)]?(?:\s|$))", f"{line}\n{text}"
-    ):
+    value = r"""(\([^)]*\)|"[^"]*"|'[^']*'|-?[\w.]+?)"""
+    if match := re.search(rf"\bdefaults?(?: is| to)?[:,]? +`*{value}`*(?=[,;.)]?(?:\s|$))", f"{line}\n{text}"):
         return match.group(1)
     if match := re.match(r"\{([^,}]+),", line):
         return match.group(1)
