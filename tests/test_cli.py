@@ -226,7 +226,7 @@ def test_bench_prints_a_table_per_operation(capsys):
         "--seconds",
         "0",
     ]
-    assert _cli.main(["bench", *arguments]) == 0
+    assert _cli.main(["bench", "--here", *arguments]) == 0
     out = capsys.readouterr().out
     assert "Not installed, or switched off: scipy, torch, jax, sklearn" in out
     softmax, affine = out.split("\naffine ")
@@ -239,7 +239,7 @@ def test_bench_prints_a_table_per_operation(capsys):
 
 @pytest.mark.usefixtures("few_peers")
 def test_bench_json_is_for_scripts(capsys):
-    assert _cli.main(["bench", "--ops", "logsumexp", "--shapes", "4x10", "--json", "--seconds", "0"]) == 0
+    assert _cli.main(["bench", "--here", "--ops", "logsumexp", "--shapes", "4x10", "--json", "--seconds", "0"]) == 0
     cell = json.loads(capsys.readouterr().out)
     assert (cell["op"], cell["shape"], cell["dtype"], cell["n_threads"]) == ("logsumexp", "4x10", "float32", 1)
     assert set(cell["seconds"]) == {"fastsoftmax", "numpy", "copyto"}
@@ -250,7 +250,7 @@ def test_bench_json_is_for_scripts(capsys):
 @pytest.mark.usefixtures("few_peers")
 def test_bench_does_not_time_a_wrong_result(capsys, monkeypatch):
     monkeypatch.setattr(ours, "softmax", lambda case: lambda: case.logits)
-    assert _cli.main(["bench", "--ops", "softmax", "--shapes", "4x10", "--seconds", "0"]) == 1
+    assert _cli.main(["bench", "--here", "--ops", "softmax", "--shapes", "4x10", "--seconds", "0"]) == 1
     captured = capsys.readouterr()
     assert "fastsoftmax softmax[0]: off by" in captured.err
     assert "failed" in captured.out
@@ -277,21 +277,22 @@ def test_bench_runs_each_thread_count_in_its_own_process():
     )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["n_threads"] for line in done.stdout.splitlines()] == counts
+    assert timing.environment(1)["OPENBLAS_NUM_THREADS"] == "1"
 
 
 @pytest.mark.usefixtures("few_peers")
 def test_bench_accuracy(capsys):
-    assert _cli.main(["bench", "--accuracy", "--ops", "softmax", "--json"]) == 0
+    assert _cli.main(["bench", "--here", "--accuracy", "--ops", "softmax", "--json"]) == 0
     cells = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     spread = next(cell for cell in cells if cell["inputs"] == "spread")
     assert spread["ulps"]["fastsoftmax"] <= 2 < spread["ulps"]["numpy"]
-    assert _cli.main(["bench", "--accuracy", "--ops", "logsumexp"]) == 0
+    assert _cli.main(["bench", "--here", "--accuracy", "--ops", "logsumexp"]) == 0
     assert "standard deviation 30" in capsys.readouterr().out
 
 
 def test_bench_step_accounts_for_the_whole_step_and_leaves_no_trace(capsys):
     before = [getattr(owner, name) for owners in step.PARTS.values() for owner, name in owners]
-    assert _cli.main(["bench", "--step", "--shapes", "512x20x16x4", "--seconds", "0"]) == 0
+    assert _cli.main(["bench", "--here", "--step", "--shapes", "512x20x16x4", "--seconds", "0"]) == 0
     header, _, row = capsys.readouterr().out.splitlines()[-3:]
     assert header.split()[-7:] == ["gather", "forward", "head", "backward", "update", "loop", "step"]
     assert row.endswith("100%")
@@ -316,7 +317,7 @@ def test_bench_step_accounts_for_the_whole_step_and_leaves_no_trace(capsys):
 )
 def test_wrong_arguments_of_bench(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        _cli.main(["bench", *arguments])
+        _cli.main(["bench", "--here", *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 

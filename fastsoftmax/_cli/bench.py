@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=_counts, default=[1], metavar="1,2", help="thread counts; 1 is pinned to a core (1)"
     )
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on one line of a table (%(default)s)")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, as its BLAS is
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of tables")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--accuracy", action="store_true", help="worst errors in ulps instead of times")
@@ -47,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if len(args.threads) > 1:  # thread pools keep the size they were born with: one process per count
-        return max(_again(args, n_threads) for n_threads in args.threads)
+    if not args.here:  # thread pools keep the size they were born with: one process per count
+        return max(_child(args, n_threads) for n_threads in args.threads)
     timing.pin(args.threads[0])
     if args.accuracy:
         from .accuracy import print_accuracy
@@ -108,7 +109,8 @@ def measure(
         try:
             call = _peers.ready(case, name) if name in _peers.TABLE[op] else None
         except Exception as error:  # a stranger's failure must not end the table
-            errors[name] = f"{name} {op} {shape} {dtype}: {type(error).__name__}: {error}"
+            reason = (str(error).splitlines() or [""])[0]
+            errors[name] = f"{name} {op} {shape} {dtype}: {type(error).__name__}: {reason}"
             continue
         if call is not None:
             calls[name] = call
@@ -140,13 +142,12 @@ def _dropin(args: argparse.Namespace) -> int:
     return print_dropin(args.dtype, args.threads[0], args.seconds)
 
 
-def _again(args: argparse.Namespace, n_threads: int) -> int:
-    command = [sys.executable, "-m", "fastsoftmax", "bench", "--threads", str(n_threads), "--ops", ",".join(args.ops)]
-    command += ["--dtype", ",".join(args.dtype), "--seconds", str(args.seconds)]
+def _child(args: argparse.Namespace, n_threads: int) -> int:
+    command = [sys.executable, "-m", "fastsoftmax", "bench", "--here", "--threads", str(n_threads)]
+    command += ["--ops", ",".join(args.ops), "--dtype", ",".join(args.dtype), "--seconds", str(args.seconds)]
     command += ["--shapes", ",".join(args.shapes)] if args.shapes else []
     command += [f"--{flag}" for flag in ("json", "accuracy", "step", "dropin") if getattr(args, flag)]
-    sys.stdout.flush()
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(command, env=timing.environment(n_threads), check=False).returncode
 
 
 def _shapes_of(op: str) -> list[str]:

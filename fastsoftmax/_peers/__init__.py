@@ -65,8 +65,8 @@ def absent(implementation: str) -> bool:
 def ready(case: Case, implementation: str, checked: bool = True) -> Callable[[], Any] | None:
     """The callable that does ``case.op`` with `implementation`, set up and its result checked; None where it is absent.
 
-    Every thread pool of the implementation is told ``case.n_threads``. JAX's cannot be told from inside: callers that
-    want one thread pin the process to one core before anything starts a pool (`fastsoftmax._peers.timing.pin`).
+    Thread pools that can be told ``case.n_threads`` are told. BLAS and JAX cannot be, from inside: `bench` starts a
+    process for each thread count, with BLAS' environment variables set and, for one thread, pinned to one core.
     """
     if absent(implementation):
         return None

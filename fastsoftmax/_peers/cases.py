@@ -70,7 +70,7 @@ class Case:
         prototypes = self.rng.random((self.n_classes, self.shape[1]), dtype=np.float32) < 0.2
         noise = self.rng.random(self.shape[:2], dtype=np.float32)
         lit = noise < np.where(prototypes[self.targets], np.float32(0.5), np.float32(0.12))
-        return np.where(lit, noise / noise.max(), 0).astype(self.dtype)
+        return np.where(lit, 1 - noise, 0).astype(self.dtype)
 
     @cached_property
     def weight(self) -> np.ndarray:

@@ -12,12 +12,7 @@ from .timing import fastest
 
 
 def set_threads(n_threads: int) -> None:
-    """Tell BLAS, where threadpoolctl is there to tell it; a pinned process has one core anyway."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return
-    threadpool_limits(n_threads, user_api="blas")
+    """BLAS reads its number of threads from the environment when it is loaded: see ``bench``."""
 
 
 def _sum_exp(z: Any, axis: int = 1, m: Any = None, e: Any = None, s: Any = None) -> tuple[Any, Any, Any]:

@@ -10,12 +10,10 @@ from sklearn._loss import HalfMultinomialLoss
 from sklearn.utils.extmath import softmax as extmath_softmax
 
 from .cases import BATCH, LEARNING_RATE, Case
-from .numpy_ import set_threads as set_blas_threads
 
 
 def set_threads(n_threads: int) -> None:
     """The losses take ``n_threads`` with each call; MLPClassifier's threads are those of BLAS."""
-    set_blas_threads(n_threads)
 
 
 def softmax(case: Case) -> Callable[[], Any]:

@@ -24,17 +24,21 @@ LONG_SECONDS = 20e-3
 """Calls longer than this neither wait nor warm up: it would change nothing but the time spent."""
 
 
-def pin(n_threads: int) -> None:
-    """Let every thread of this process run on `n_threads` cores only. Where the system cannot, nothing happens.
+def environment(n_threads: int) -> dict[str, str]:
+    """What a process must be started with so that BLAS and OpenMP have `n_threads` threads."""
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    return dict(os.environ) | dict.fromkeys(names, str(n_threads))
 
-    It is the one way to hold JAX's pool to one core, and it tells BLAS, OpenMP and this library nothing they must not
-    know.
+
+def pin(n_threads: int) -> None:
+    """Let every thread of this process run on `n_threads` cores only: the one way to hold JAX's pool to one core.
+
+    Where the system cannot, nothing happens.
     """
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))[-n_threads:]
-    for thread in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["0"]:
-        os.sched_setaffinity(int(thread), cores)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))[-n_threads:]
+        for thread in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["0"]:
+            os.sched_setaffinity(int(thread), cores)
 
 
 def in_turn(calls: dict[str, Callable[[], Any]], seconds: float = 0.5, least_rounds: int = 5) -> dict[str, float]:
