@@ -37,6 +37,15 @@ TF = torch.nn.functional
 DTYPES = ["float32", "float64", "float16"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_torch_thread():
+    """Arrays are small here, and OpenMP's threads spin: on a busy machine they cost far more than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make(shape, dtype="float64", seed=0):
     x = np.random.default_rng(seed).normal(scale=5, size=shape)
     return x.astype(dtype)
