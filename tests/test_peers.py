@@ -19,7 +19,7 @@ SMALL = {
     "affine_backward": "17x33x5",
     "linear_cross_entropy_with_grad": "17x33x5",
     "linear_cross_entropy_grad_weight": "1030x3x5",  # the reference works by blocks of 1,024 rows
-    "training_epoch": "6400x100x16x4",
+    "training_epoch": "6400x784x16x4",
 }
 IMPLEMENTATIONS = list(dict.fromkeys(name for names in _peers.TABLE.values() for name in names))
 MODULES = {name: _peers._MODULES.get(name, f"{name}_") for name in IMPLEMENTATIONS}
