@@ -290,6 +290,25 @@ def test_bench_accuracy(capsys):
     assert "standard deviation 30" in capsys.readouterr().out
 
 
+def test_bench_dropin_shows_before_and_after(capsys, monkeypatch):
+    from fastsoftmax._cli import dropin
+
+    def missing():
+        raise ImportError("no module named nobody")
+
+    cases = [
+        dropin.DropinCase("one (2, 3)", lambda: lambda: None, lambda: lambda: None),
+        dropin.DropinCase("nobody's", missing, lambda: lambda: None),
+    ]
+    monkeypatch.setattr(dropin, "dropin_cases", lambda dtype: cases)
+    assert _cli.main(["bench", "--here", "--dropin", "--seconds", "0"]) == 0
+    out = capsys.readouterr().out
+    assert next(line.split()[-1] for line in out.splitlines() if line.startswith("one (2, 3)")).endswith("x")
+    assert "Not installed: nobody's" in out
+    assert _cli.main(["bench", "--here", "--dropin", "--seconds", "0", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["seconds"]) == {"before", "after"}
+
+
 def test_bench_step_accounts_for_the_whole_step_and_leaves_no_trace(capsys):
     before = [getattr(owner, name) for owners in step.PARTS.values() for owner, name in owners]
     assert _cli.main(["bench", "--here", "--step", "--shapes", "512x20x16x4", "--seconds", "0"]) == 0

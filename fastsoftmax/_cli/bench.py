@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
         return print_step(args.shapes, args.dtype, args.threads[0], args.seconds)
     if args.dropin:
-        return _dropin(args)
+        from .dropin import print_dropin
+
+        return print_dropin(args.dtype, args.threads[0], args.seconds, args.json)
     return print_times(args)
 
 
@@ -132,14 +134,6 @@ def progress(items: Iterable[Item], what: str) -> Iterator[Item]:
     from tqdm import tqdm
 
     return iter(tqdm(list(items), desc=what, leave=False, disable=None))
-
-
-def _dropin(args: argparse.Namespace) -> int:
-    try:
-        from .dropin import print_dropin  # type: ignore[import-not-found]
-    except ModuleNotFoundError:
-        return fail("bench --dropin is not part of this version")
-    return print_dropin(args.dtype, args.threads[0], args.seconds)
 
 
 def _child(args: argparse.Namespace, n_threads: int) -> int:
