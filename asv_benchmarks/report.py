@@ -73,17 +73,23 @@ def cells(values: dict[str, dict[tuple[Any, ...], float]]) -> list[Cell]:
     result = []
     for op in TABLE:
         grouped: dict[tuple[str, str, int], dict[str, float]] = {}
-        for (implementation, *place), value in by_class.get(op.title().replace("_", ""), {}).items():
+        for (implementation, *place), value in by_class.get(class_name(op), {}).items():
             grouped.setdefault(tuple(place), {})[implementation] = value
         result += [Cell(op, *place, times) for place, times in grouped.items() if OURS[0] in times]
     return result
 
 
+def class_name(op: str) -> str:
+    """The benchmark class of an operation."""
+    return op.title().replace("_", "")
+
+
 def seconds(value: float | None) -> str:
     if value is None:
         return ""
-    unit, scale = next(pair for pair in (("s", 1), ("ms", 1e-3), ("us", 1e-6)) if value >= pair[1] or pair[0] == "us")
-    return f"{value / scale:.3g} {unit}" if value / scale < 999.5 else f"{value / scale:.0f} {unit}"
+    scales = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    unit = next((unit for unit, scale in scales.items() if value >= 0.9995 * scale), "us")
+    return f"{value / scales[unit]:.3g} {unit}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -98,7 +104,7 @@ def cell_table(chosen: list[Cell]) -> str:
         if cell.op in TRAFFIC and "copyto" in cell.times:
             moved, share = cell.bandwidth
             traffic = f"{moved / 1e9:.1f} ({share:.0%})"
-        ratio = f"{cell.ratio:.2f}x" if cell.ratio >= 1 else f"**{cell.ratio:.2f}x, behind**"
+        ratio = f"**{cell.ratio:.2f}x, behind**" if cell.ratio < 1 else f"{cell.ratio:.2f}x"
         rows.append(
             [
                 f"`{cell.op}`",
