@@ -388,7 +388,7 @@ def digits():
     return (x_train * scale).T, one_hot_columns(y_train, 10), (x_test * scale).T, y_test
 
 
-@pytest.mark.parametrize(("batch_size", "learning_rate", "epochs"), [(32, 0.3, 30), (None, 0.5, 300)])
+@pytest.mark.parametrize(("batch_size", "learning_rate", "epochs"), [(32, 0.3, 30), (None, 0.5, 100)])
 def test_model_learns_digits(batch_size, learning_rate, epochs):
     X, Y, X_test, labels = digits()
     parameters = dlai.model(X, Y, [64, 50, 10], learning_rate, epochs, batch_size=batch_size)

@@ -69,6 +69,13 @@ def test_cross_entropy_error_is_exact_at_zero_probabilities():
     assert dlfs.cross_entropy_error(np.array([1e-300, 1.0]), np.array([1, 0])) == pytest.approx(300 * math.log(10))
 
 
+def test_cross_entropy_error_of_float32_is_summed_in_float64():
+    y = np.full((1, 1000), 0.001, np.float32)
+    expected = -math.log(float(y[0, 0]))
+    assert dlfs.cross_entropy_error(y, y / y.sum(dtype=np.float64)) == pytest.approx(expected, rel=1e-12)
+    assert math.isnan(dlfs.cross_entropy_error(np.empty((0, 3)), np.empty(0, int)))  # the mean over nothing
+
+
 def test_cross_entropy_error_of_soft_targets_is_the_sum_not_the_largest(rng):
     y, t = book_softmax(rng.standard_normal((5, 3))), book_softmax(rng.standard_normal((5, 3)))
     assert dlfs.cross_entropy_error(y, t) == pytest.approx(-np.sum(t * np.log(y)) / 5, rel=1e-14)

@@ -45,7 +45,7 @@ def cross_entropy_from_probs(probs: Any, targets: Any, log: Callable[..., Any] =
     probs, targets = np.asarray(probs), np.asarray(targets)
     logs = np.zeros(probs.shape)
     with np.errstate(divide="ignore"):
-        log(probs, out=logs, where=targets != 0)
+        log(probs, out=logs, where=targets != 0, dtype=np.float64)
     return 0.0 - float(np.sum(targets * logs))
 
 

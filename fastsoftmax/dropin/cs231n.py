@@ -68,6 +68,7 @@ def affine_forward(x: Any, w: Any, b: Any) -> tuple[Array, tuple[Any, Any, Any]]
 def affine_backward(dout: Any, cache: tuple[Any, Any, Any]) -> tuple[Array, Array, Array]:
     """Gradients of `affine_forward`: dx of x's shape (N, d_1, ..., d_k), dw (D, M), db (M,), from dout (N, M)."""
     x, w, _ = cache
+    dx: Any
     dx, dw, db = functional.affine_backward(dout, _teaching.rows(x), w)
     return dx.reshape(np.shape(x)), dw, db
 
@@ -136,7 +137,7 @@ class LinearClassifier:
     """A linear classifier trained by stochastic gradient descent; subclasses give `loss`. ``W`` is (D, C)."""
 
     def __init__(self) -> None:
-        self.W: Array | None = None
+        self.W: Any = None
 
     def train(
         self,
@@ -283,6 +284,7 @@ def _two_layer_loss(params: Params, X: Any, y: Any, penalty: float) -> Any:
     functional.relu(hidden, out=hidden)
     if y is None:
         return functional.affine(hidden, w2, params["b2"])
+    dhidden: Any
     loss, (dhidden, dw2, db2) = functional.linear_cross_entropy_with_grad(hidden, w2, y, params["b2"])
     functional.relu_backward(dhidden, hidden, out=dhidden)  # hidden > 0 exactly where the ReLU's input was
     _, dw1, db1 = functional.affine_backward(dhidden, x, w1, need_grad_x=False)

@@ -106,6 +106,7 @@ def linear_backward(dZ: Any, cache: LinearCache) -> tuple[Array, Array, Array]:
     """
     A_prev, W, _ = cache
     m = np.shape(A_prev)[1]
+    dA_prev: Any
     dA_prev, dW, db = functional.affine_backward(np.transpose(dZ), np.transpose(A_prev), np.transpose(W))
     dW /= m
     db /= m
@@ -149,14 +150,13 @@ def softmax_backward(dA: Any, cache: Any) -> Array:
 
     The derivative of a softmax is often written as its Jacobian, ``np.diagflat(s) - s @ s.T`` with
     ``s = A.reshape(-1, 1)``. For 10 classes and 1000 samples that flattens a (10, 1000) array to 10,000 numbers and
-    returns a (10000, 10000) matrix in place of a gradient, and the next line of the backward pass fails:
+    returns a (10000, 10000) matrix in place of a gradient, and its product with the layer before, (20, 1000), fails::
 
-        dW = np.dot(dZ, A_prev.T) / m
-        ValueError: shapes (10000,10000) and (20,1000) not aligned
+        ValueError: shapes (10000,10000) and (20,1000) not aligned: 10000 (dim 1) != 20 (dim 0)
 
     The matrix is not what is wanted, even at the right size. Samples do not see each other, so there are 1000
     Jacobians of (10, 10), and backpropagation needs none of them, only their product with dA. That product has the
-    shape of Z and costs two passes over it:
+    shape of Z and costs two passes over it::
 
         dZ = softmax_backward(dA, Z)        # (10, 1000)
 
@@ -417,6 +417,7 @@ def dense_backward(dz: Any, x: Any, W: Any) -> tuple[Array, Array, Array]:
     dz and x are vectors (n_out,), (n_in,), or columns (n_out, m), (n_in, m); the gradients of several columns add up,
     with no division: db is then (n_out, 1). dx has x's shape, dW is (n_out, n_in); all are new arrays.
     """
+    dx: Any
     dx, dW, db = functional.affine_backward(_columns(dz), _columns(x), np.transpose(W))
     return (dx[0], dW.T, db) if np.ndim(x) == 1 else (dx.T, dW.T, db[:, None])
 

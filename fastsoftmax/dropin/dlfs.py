@@ -108,6 +108,7 @@ class Affine:
 
     def backward(self, dout: Any) -> Array:
         """Set dW and db from dout (n_rows, n_out); return dx of the input's shape."""
+        dx: Any
         dx, self.dW, self.db = functional.affine_backward(dout, self.x, self.W)
         return dx.reshape(self.original_x_shape)
 
