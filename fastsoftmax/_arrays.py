@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -346,6 +347,23 @@ def loss_not_finite(loss: float, step: int, learning_rate: float, kept: int) -> 
         f"the loss became {loss} at step {step} with learning rate {learning_rate:g}: the model keeps its weights of "
         f"step {kept}, the last known good ones; try a smaller learning rate, and check that x is finite and scaled"
     )
+
+
+# ---- optimizers ------------------------------------------------------------------------------------------------------
+def update_arrays(params: Sequence[Array], grads: Sequence[ArrayLike], slots: list[list[Array]]) -> list[list[Array]]:
+    """[param, grad, *slots] of each parameter, flat as kernels take them; a param that is not C-contiguous as a copy."""
+    if not len(params) == len(grads) == len(slots):
+        raise ValueError(f"expected {len(slots)} parameters and gradients, got {len(params)} and {len(grads)}")
+    flat = []
+    for i, (param, grad, mine) in enumerate(zip(params, grads, slots)):
+        if not isinstance(param, np.ndarray) or param.dtype not in (FLOAT32, FLOAT64) or not param.flags.writeable:
+            raise TypeError(f"params[{i}] must be a writable array of float32 or float64, got {_described(param)}")
+        if np.shape(grad) != param.shape:
+            raise ValueError(f"grads[{i}] must have the parameter's shape {param.shape}, got {np.shape(grad)}")
+        if any(slot.shape != param.shape or slot.dtype != param.dtype for slot in mine):
+            raise ValueError(f"params[{i}] must be the same at every step, got another: {_described(param)}")
+        flat.append([contiguous(np.asarray(a), param.dtype).reshape(-1) for a in (param, grad, *mine)])
+    return flat
 
 
 # ---- gradient checks -------------------------------------------------------------------------------------------------

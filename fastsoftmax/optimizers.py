@@ -1,12 +1,13 @@
 """Optimizers that update parameters in place.
 
 ``step(params, grads, l2)`` changes the arrays of ``params`` and nothing else the caller owns. Whatever an optimizer
-remembers (velocities, moments, scratch) is made at its first step and reused: later steps allocate nothing.
+remembers (velocities, moments) is made at its first step. One fused pass over the parameters does all of an update.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _arrays
+from .kernels import KERNELS
 
 __all__ = ["SGD", "Adam", "Optimizer"]
 
 Array = NDArray[np.floating]
+
+RELEASE_GIL = 1 << 17  # elements, 30 us: below, handing the GIL over costs more than it gives
 
 
 class Optimizer:
@@ -30,7 +34,6 @@ class Optimizer:
         self.learning_rate = _arrays.number("learning_rate", learning_rate, low=0.0)
         self.n_steps = 0
         self.slots: list[list[Array]] = []
-        self._scratch: Array | None = None
 
     def step(self, params: Sequence[Array], grads: Sequence[Array], l2: Sequence[float] | None = None) -> None:
         """Update every array of ``params`` in place.
@@ -38,23 +41,28 @@ class Optimizer:
         Parameters
         ----------
         params, grads : sequences of ndarray
-            Alike in number, shapes and dtypes, and the same parameters at every step. ``grads`` are not changed.
+            Alike in number and shapes, float32 or float64, and the same parameters at every step. ``grads`` are not
+            changed.
         l2 : sequence of float, optional
             For each parameter, the factor of its penalty ``l2 / 2 * sum(param**2)``, whose gradient is added.
-        """
-        if self._scratch is None:  # two arrays as large as the largest parameter serve all of them
-            self._scratch = np.empty((2, max(p.size for p in params)), np.result_type(*params))
-        if len(self.slots) != len(params):
-            self.slots = [[np.zeros_like(p) for _ in range(self._n_slots)] for p in params]
-        self.n_steps += 1
-        for i, (param, grad) in enumerate(zip(params, grads)):
-            penalised, scratch = self._scratch[:, : param.size].reshape(2, *param.shape)
-            if l2 is not None and l2[i]:
-                np.multiply(param, l2[i], out=penalised)
-                grad = np.add(penalised, grad, out=penalised)
-            self._update(param, grad, self.slots[i], scratch)
 
-    def _update(self, param: Array, grad: Array, slots: list[Array], scratch: Array) -> None:
+        Raises
+        ------
+        TypeError, ValueError
+            Arrays that do not fit, found before anything is changed.
+        """
+        if not self.slots:
+            self.slots = [[np.zeros_like(p, order="C") for _ in range(self._n_slots)] for p in params]
+        arrays = _arrays.update_arrays(params, grads, self.slots)
+        self.n_steps += 1
+        for i, (param, (flat, *others)) in enumerate(zip(params, arrays)):
+            name, settings = self._update(0.0 if l2 is None else float(l2[i]))
+            KERNELS[name][flat.dtype](flat, *others, *settings, 0, flat.size, flat.size > RELEASE_GIL)
+            if not np.may_share_memory(flat, param):
+                param[...] = flat.reshape(param.shape)
+
+    def _update(self, l2: float) -> tuple[str, tuple[Any, ...]]:
+        """The kernel of one update, and its arguments between the arrays and the range."""
         raise NotImplementedError
 
     def fresh(self) -> Optimizer:
@@ -100,18 +108,10 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         self._n_slots = 1 if momentum else 0
 
-    def _update(self, param: Array, grad: Array, slots: list[Array], scratch: Array) -> None:
+    def _update(self, l2: float) -> tuple[str, tuple[Any, ...]]:
         if self.momentum:
-            (velocity,) = slots
-            np.multiply(velocity, self.momentum, out=velocity)
-            np.add(velocity, grad, out=velocity)
-            if self.nesterov:
-                np.multiply(velocity, self.momentum, out=scratch)
-                grad = np.add(scratch, grad, out=scratch)
-            else:
-                grad = velocity
-        np.multiply(grad, self.learning_rate, out=scratch)
-        np.subtract(param, scratch, out=param)
+            return "momentum_update", (float(self.learning_rate), l2, self.momentum, self.nesterov)
+        return "sgd_update", (float(self.learning_rate), l2)
 
 
 class Adam(Optimizer):
@@ -139,20 +139,8 @@ class Adam(Optimizer):
         self.beta2 = _arrays.number("beta2", beta2, low=0.0, below=1.0)
         self.epsilon = _arrays.number("epsilon", epsilon, low=0.0)
 
-    def _update(self, param: Array, grad: Array, slots: list[Array], scratch: Array) -> None:
-        m, v = slots
-        np.multiply(m, self.beta1, out=m)
-        np.multiply(grad, 1.0 - self.beta1, out=scratch)
-        np.add(m, scratch, out=m)
-        np.multiply(v, self.beta2, out=v)
-        np.multiply(grad, grad, out=scratch)
-        np.multiply(scratch, 1.0 - self.beta2, out=scratch)
-        np.add(v, scratch, out=v)
-        # m_hat / (sqrt(v_hat) + eps) = m * (root / (1 - beta1^t)) / (sqrt(v) + eps * root), root = sqrt(1 - beta2^t):
-        # both corrections become scalars
-        root = float(np.sqrt(1.0 - self.beta2**self.n_steps))
-        np.sqrt(v, out=scratch)
-        np.add(scratch, self.epsilon * root, out=scratch)
-        np.divide(m, scratch, out=scratch)
-        np.multiply(scratch, self.learning_rate * root / (1.0 - self.beta1**self.n_steps), out=scratch)
-        np.subtract(param, scratch, out=param)
+    def _update(self, l2: float) -> tuple[str, tuple[Any, ...]]:
+        # m_hat / (sqrt(v_hat) + epsilon) = m * rate / (sqrt(v) + epsilon * root): both corrections become scalars
+        root = math.sqrt(1.0 - self.beta2**self.n_steps)
+        rate = float(self.learning_rate) * root / (1.0 - self.beta1**self.n_steps)
+        return "adam_update", (rate, l2, self.beta1, self.beta2, self.epsilon * root)

@@ -117,3 +117,52 @@ def test_fresh_and_copy_state(rng):
 def test_bad_settings(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_parameters_of_any_layout(rng):
+    whole, grad = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
+    expected = whole.copy()
+    SGD(0.1).step([expected], [grad])
+    layouts = {"fortran": np.asfortranarray(whole), "strided": np.repeat(whole, 2, axis=1)[:, ::2]}
+    layouts["unaligned"] = np.zeros(8 * 24 + 1, np.uint8)[1:].view(np.float64).reshape(6, 4)
+    layouts["unaligned"][...] = whole
+    for name, param in layouts.items():
+        SGD(0.1).step([param], [np.asfortranarray(grad)])
+        np.testing.assert_array_equal(param, expected, err_msg=name)
+    mixed = whole.astype(np.float32)
+    SGD(0.1).step([mixed], [grad])  # the gradient is converted
+    np.testing.assert_allclose(mixed, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("param", "grad", "error", "message"),
+    [
+        (np.ones(3), np.ones(4), ValueError, r"grads\[0\] must have the parameter's shape \(3,\), got \(4,\)"),
+        (np.ones(3), np.ones((3, 1)), ValueError, r"grads\[0\] must have the parameter's shape \(3,\), got \(3, 1\)"),
+        (np.ones(3, np.float16), np.ones(3), TypeError, r"params\[0\] must be a writable array of float32 or float64"),
+        (np.ones(3, ">f8"), np.ones(3), TypeError, r"params\[0\] must be a writable array"),
+        ([1.0], [1.0], TypeError, r"params\[0\] must be a writable array of float32 or float64, got \[1.0\] \(list\)"),
+        (np.broadcast_to(1.0, 3), np.ones(3), TypeError, r"params\[0\] must be a writable array"),
+    ],
+)
+def test_arrays_that_cannot_be_updated(param, grad, error, message):
+    with pytest.raises(error, match=message):
+        SGD(0.1).step([param], [grad])
+
+
+def test_other_parameters_at_a_later_step():
+    optimizer = SGD(0.1, momentum=0.9)
+    first = np.ones(3)
+    optimizer.step([first], [np.ones(3)])
+    with pytest.raises(ValueError, match=r"params\[0\] must be the same at every step, got .* of shape \(4,\)"):
+        optimizer.step([np.ones(4)], [np.ones(4)])
+    with pytest.raises(ValueError, match="expected 1 parameters and gradients, got 2 and 2"):
+        optimizer.step([first, np.ones(4)], [np.ones(3), np.ones(4)])
+    assert optimizer.n_steps == 1
+
+
+def test_nothing_changes_when_something_does_not_fit():
+    params = [np.ones(3), np.ones(2)]
+    with pytest.raises(ValueError, match=r"grads\[1\]"):
+        SGD(0.1).step(params, [np.ones(3), np.ones(3)])
+    np.testing.assert_array_equal(params[0], 1)
