@@ -244,7 +244,7 @@ def test_exp_of_every_float32(capsys):
     for first in range(0x8000_0000, 0xFF80_0001, step):
         x = np.arange(first, min(first + step, 0xFF80_0001), dtype=np.uint32).view(np.float32)
         out = np.full_like(x, 7)
-        exp(x, out)
+        exp(x, out, False)
         if x[0] < -110:
             assert not out.any()
             continue
@@ -262,7 +262,7 @@ def test_exp_of_every_float32(capsys):
     assert worst_subnormal <= 1.0
     edge = np.array([0.0, -0.0, -np.inf, np.nan], dtype=np.float32)
     out = np.empty_like(edge)
-    exp(edge, out)
+    exp(edge, out, False)
     np.testing.assert_array_equal(out, [1, 1, 0, np.nan])
 
 
@@ -317,12 +317,11 @@ def test_every_processor_gives_the_same_bits(tmp_path):
         environment = {
             **os.environ,
             "NUMBA_CPU_NAME": name,
-            "NUMBA_CPU_FEATURES": "",
             "FASTSOFTMAX_CACHE_DIR": str(tmp_path / name),
             # BLAS chooses by the processor it finds: the same for all of them here, and not our promise.
             "OPENBLAS_NUM_THREADS": "1",
         }
-        environment.pop("NUMBA_CPU_FEATURES")
+        environment.pop("NUMBA_CPU_FEATURES", None)
         done = subprocess.run(
             [sys.executable, "-c", DIGESTS, str(Path(__file__).parent)],
             env=environment, capture_output=True, text=True, check=False,

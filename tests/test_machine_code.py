@@ -1,0 +1,109 @@
+"""What the compiler made of the kernels: vectors in the loops over a row, and no call of the C library's exp or log.
+
+A kernel that has fallen back to scalar code is right and slow: no other test would notice. Read in a process of its own
+with an empty cache, because code that comes from the cache cannot be inspected.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly")
+
+PROGRAM = """
+import sys
+from fastsoftmax.kernels import kernel
+for assembly in kernel(*sys.argv[1:]).inspect_asm().values():
+    print(assembly)
+"""
+ROW_KERNELS = [
+    "softmax", "log_softmax", "logsumexp", "exp", "cross_entropy", "cross_entropy_with_grad", "soft_cross_entropy",
+    "soft_cross_entropy_with_grad", "softmax_backward", "log_softmax_backward", "softmax_hessian",
+]  # fmt: skip
+# Loops in scalars that are meant to be, for they do not run over the elements of every row.
+SCALAR_LOOPS = {
+    "logsumexp": "looks for a NaN in a row whose sum came out as one",
+    "cross_entropy": "weights: one number a row",
+    "cross_entropy_with_grad": "weights: one number a row",
+    "soft_cross_entropy": "weights: one number a row or a class",
+    "soft_cross_entropy_with_grad": "weights: one number a row or a class",
+}
+ARITHMETIC = r"v?(?:add|sub|mul|div|max|min|fn?m(?:add|sub)\d*)"
+LIBM = r"(?:__)?(?:exp|exp2|expm1|log|log2|log1p|pow|fma|ldexp|scalbn|round|rint|floor|fmax|fmin)f?(?:_finite)?"
+
+
+def assembly(kernel, dtype, folder):
+    environment = {**os.environ, "FASTSOFTMAX_CACHE_DIR": str(folder)}
+    command = [sys.executable, "-c", PROGRAM, kernel, dtype]
+    return subprocess.check_output(command, env=environment, text=True)
+
+
+def innermost_loops(text):
+    """The bodies of the innermost loops: from a label to a jump back to it, with no other such pair inside."""
+    lines = text.splitlines()
+    labels = {match.group(1): i for i, line in enumerate(lines) if (match := re.match(r"(\.L\w+):", line))}
+    pairs = set()
+    for i, line in enumerate(lines):
+        match = re.match(r"\s+j\w+\s+(\.L\w+)", line)
+        if match and labels.get(match.group(1), i) < i:
+            pairs.add((labels[match.group(1)], i))
+    inner = [(a, b) for a, b in pairs if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in pairs)]
+    return ["\n".join(lines[a:b]) for a, b in inner]
+
+
+def loops_in_vectors_and_scalars(text):
+    """The innermost loops with arithmetic on vectors of 256 or 512 bits, and those with scalar arithmetic alone."""
+    loops = innermost_loops(text)
+    vector = [loop for loop in loops if re.search(rf"\s{ARITHMETIC}p[sd]\s.*%[yz]mm", loop)]
+    scalar = [loop for loop in loops if loop not in vector and re.search(rf"\s{ARITHMETIC}s[sd]\s", loop)]
+    return vector, scalar
+
+
+def check(kernel, dtype, folder):
+    text = assembly(kernel, dtype, folder)
+    called = set(re.findall(rf"(?:\$|call\w*\s+|jmp\s+)({LIBM})\b(?!\w)", text))
+    assert not called, f"{kernel}, {dtype}: calls {sorted(called)}"
+    vector, scalar = loops_in_vectors_and_scalars(text)
+    assert vector, f"{kernel}, {dtype}: no loop in vectors"
+    if kernel not in SCALAR_LOOPS:
+        assert not scalar, f"{kernel}, {dtype}: {len(scalar)} loops in scalars, the first:\n{scalar[0]}"
+
+
+def test_softmax_of_float32(tmp_path):
+    check("softmax", "float32", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ROW_KERNELS)
+def test_row_kernel(kernel, dtype, tmp_path):
+    check(kernel, dtype.name, tmp_path)
+
+
+def test_scalar_code_would_be_seen(tmp_path):
+    """The reader of assembly itself, on a loop as one would write it by hand: scalar maximum, exp of the C library."""
+    program = """
+import math
+from numba import float32, njit
+
+@njit(float32(float32[::1]))
+def naive(z):
+    m, s = z[0], float32(0)
+    for i in range(z.size):
+        m = max(m, z[i])
+    for i in range(z.size):
+        s += math.exp(z[i] - m)
+    return s
+
+print(naive.inspect_asm(naive.signatures[0]))
+"""
+    text = subprocess.check_output([sys.executable, "-c", program], text=True)
+    vector, scalar = loops_in_vectors_and_scalars(text)
+    assert not vector
+    assert scalar
+    assert re.search(rf"(?:\$|call\w*\s+|jmp\s+)({LIBM})\b(?!\w)", text)
