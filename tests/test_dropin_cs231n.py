@@ -11,11 +11,6 @@ from fastsoftmax._peers_courses import course_cases
 from fastsoftmax.dropin import cs231n
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def rel_error(x, y):
     """The notebooks' measure of agreement: the worst entry, relative, with a floor of 1e-8."""
     x, y = np.asarray(x), np.asarray(y)

@@ -11,11 +11,6 @@ from fastsoftmax.datasets import load_digits
 from fastsoftmax.dropin import dlai
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def course_softmax(Z):
     e = np.exp(Z - Z.max(axis=0, keepdims=True))
     return e / e.sum(axis=0, keepdims=True)

@@ -363,7 +363,7 @@ def _head(head: str | None, n_outputs: int) -> str:
 def _head_gradient(AL: Array, Y: Array, Z: Any, head: str) -> Array:
     """dZ of the sum of the columns' costs."""
     if head == "softmax":
-        return functional.cross_entropy_with_grad(np.transpose(Z), Y.T, reduction="sum")[1].T
+        return functional.cross_entropy_with_grad(Z.T, _teaching.labels_if_one_hot(Y.T), reduction="sum")[1].T
     probs = _teaching.sigmoid(Z)
     if np.array_equal(AL, probs):
         return (1 - Y) * probs - Y * _teaching.sigmoid(np.negative(Z))  # AL - Y, without cancellation

@@ -169,8 +169,7 @@ class SoftmaxWithLoss:
         """Mean loss of scores x (n_rows, n_classes) with targets t: one-hot or probability rows, or labels."""
         x, t = np.asarray(x), np.asarray(t)
         logits = np.atleast_2d(x)
-        one_hot = t.size == x.size
-        targets = t.reshape(logits.shape).astype(np.result_type(x, np.float16)) if one_hot else t.reshape(-1)
+        targets = _teaching.labels_if_one_hot(t.reshape(logits.shape)) if t.size == x.size else t.reshape(-1)
         self.t, self.y = t, functional.softmax(x)
         self.loss, dx = functional.cross_entropy_with_grad(logits, targets)
         self._dx = dx.reshape(x.shape)
