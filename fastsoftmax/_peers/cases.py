@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Case:
     shape: tuple[int, ...]
     dtype: str = "float32"
     n_threads: int = 1
+    truth: Any = field(default=None, repr=False)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(20), repr=False)
 
     @property
