@@ -93,18 +93,22 @@ def check(case: Case, got: Any, implementation: str) -> None:
     """Compare an implementation's result with the truth; AssertionError says by how much it is off."""
     if implementation == "copyto":  # the yardstick of bandwidth computes nothing
         return
+    who = f"{implementation} {case.op}"
     if case.op == "training_epoch":  # an epoch returns a function from rows to predicted classes
         share = float(np.mean(np.asarray(got(case.x)) == case.targets))
-        assert share >= ACCURACY_OF_AN_EPOCH, f"{implementation}: {share:.3f} of the rows right after one epoch"
+        _demand(share >= ACCURACY_OF_AN_EPOCH, f"{who}: {share:.3f} of the rows right after one epoch")
         return
     if case.truth is None:  # worked out once for all implementations
         case.truth = globals()[case.op](case)
     got, want = (value if isinstance(value, tuple) else (value,) for value in (got, case.truth))
-    assert len(got) == len(want), f"{implementation} {case.op}: {len(got)} results, {len(want)} expected"
+    _demand(len(got) == len(want), f"{who}: {len(got)} results, {len(want)} expected")
     for position, (value, truth) in enumerate(zip(got, want, strict=True)):
         value = np.asarray(value)
-        assert value.shape == np.shape(truth), f"{implementation} {case.op}[{position}]: shape {value.shape}"
+        _demand(value.shape == np.shape(truth), f"{who}[{position}]: shape {value.shape}, {np.shape(truth)} expected")
         error = float(np.max(np.abs(value - truth), initial=0) / np.max(np.abs(truth), initial=1e-300))
-        assert error <= TOLERANCE[case.dtype], (
-            f"{implementation} {case.op}[{position}]: off by {error:.1e} of the largest"
-        )
+        _demand(error <= TOLERANCE[case.dtype], f"{who}[{position}]: off by {error:.1e} of the largest")
+
+
+def _demand(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
