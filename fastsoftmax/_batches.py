@@ -8,38 +8,44 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.intp] | slice
+from .kernels import KERNELS
+
+Rows = NDArray[np.int64] | slice
+
+RELEASE_GIL = 1 << 17  # elements, 30 us: below, handing the GIL over costs more than it gives
 
 
 class Batches:
     """Rows of ``x`` as a C-contiguous array (n_rows, n_in) of ``dtype``, times ``scale``.
 
     ``x`` may have any number of dimensions, any real dtype and layout, and may be memory-mapped: only the rows asked
-    for are read. What `take` returns is overwritten by the next call.
+    for are read. What `take` returns is overwritten by the next call, or a view of ``x``.
     """
 
     def __init__(self, x: NDArray, *, batch_size: int, scale: float, dtype: np.dtype) -> None:
         self.x, self.batch_size, self.scale = x, max(1, min(batch_size, len(x))), scale
         self.n_in = math.prod(x.shape[1:])
-        # np.take would first copy all of an x that is not plain; fancy indexing copies the rows alone
-        self._plain = x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative
-        self._raw = np.empty((self.batch_size, *x.shape[1:]), x.dtype) if self._plain else None
         self._batch = np.empty((self.batch_size, self.n_in), dtype)
+        self._as_it_is = scale == 1.0 and x.dtype == dtype
+        self._gather = None  # one pass for the layouts and dtypes that matter: plain arrays of bytes or of dtype
+        if x.flags.c_contiguous and x.flags.aligned and x.dtype in (dtype, np.uint8):
+            self._plain = x.reshape(len(x), self.n_in)
+            self._gather = KERNELS["gather" if x.dtype == dtype else "gather_bytes"][dtype]
 
     def slices(self) -> Iterator[slice]:
         """The rows in their order, a batch at a time."""
         return (slice(i, i + self.batch_size) for i in range(0, len(self.x), self.batch_size))
 
     def take(self, rows: Rows) -> NDArray:
+        if self._gather is None or (self._as_it_is and isinstance(rows, slice)):
+            raw = self.x[rows]
+            raw = raw.reshape(len(raw), self.n_in)
+            if self._as_it_is and raw.flags.c_contiguous and raw.flags.aligned:
+                return raw
+            batch = self._batch[: len(raw)]
+            return np.multiply(raw, self.scale, out=batch, dtype=batch.dtype, casting="unsafe")
         if isinstance(rows, slice):
-            raw = self.x[rows]
-        elif self._raw is not None:
-            raw = np.take(self.x, rows, axis=0, out=self._raw[: len(rows)], mode="clip")  # "raise" copies
-        else:
-            raw = self.x[rows]
-        raw = raw.reshape(len(raw), self.n_in)
-        if self.scale == 1.0 and raw.dtype == self._batch.dtype and raw.flags.c_contiguous and raw.dtype.isnative:
-            return raw
-        batch = self._batch[: len(raw)]
-        np.multiply(raw, self.scale, out=batch, dtype=batch.dtype, casting="unsafe")  # one pass: convert and scale
+            rows = np.arange(*rows.indices(len(self.x)))
+        batch = self._batch[: len(rows)]  # the kernel does not check rows: they are slices of this x, or a permutation
+        self._gather(self._plain, rows, self.scale, batch, 0, len(rows), batch.size > RELEASE_GIL)
         return batch
