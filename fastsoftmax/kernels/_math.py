@@ -33,7 +33,9 @@ _LOG2E = 1.4426950408889634
 _LN2_HI32, _LN2_LO32 = 0.693145751953125, 1.4286068203094172e-06
 _LN2_HI64, _LN2_LO64 = 0.6931471805592082, 7.371002565167799e-13
 
-LOG_COEFFICIENTS = tuple(1.0 / (2 * k + 3) for k in range(12))
+_LN2 = 0.6931471805599453
+_ATANH = tuple(1.0 / (2 * k + 3) for k in range(12))  # atanh's series
+_ATANH_SHORT = _ATANH[:7]
 
 
 @inline
@@ -199,23 +201,46 @@ def pair_from_doubles(like, low, high):
     return lambda like, low, high: low
 
 
-@inline
-def log1p_pair(d_hi: Any, d_lo: Any) -> Any:
-    """log(1 + d) as a pair of double vectors for a pair d >= 0, within 2**-60 relative; NaN at NaN.
+@by_type
+def log1p_pair(like, d_hi, d_lo):
+    """log(1 + d) for a pair of double vectors d >= 0, as a pair; NaN at NaN. For doubles within 2**-60, for floats 2**-39."""
+    if like.dtype is types.float32:
+        return lambda like, d_hi, d_lo: _log1p_short(d_hi, d_lo)
+    return lambda like, d_hi, d_lo: _log1p_long(d_hi, d_lo)
 
-    2 atanh(r / (2 + r)) around the power of two nearest to 1 + d; below sqrt(2) - 1 that power is 1 and r is d itself, so
-    that nothing cancels and log1p(1e-300) keeps all its digits.
+
+@inline
+def _log1p_parts(d_hi: Any, d_lo: Any) -> Any:
+    """k, r as a pair, and e = 2 + r, with 1 + d = 2**k * (1 + r) and 1 + r within [sqrt(1/2), sqrt(2)).
+
+    Below sqrt(2) - 1, k is 0 and r is d itself: nothing cancels, log1p(1e-300) keeps all its digits.
     """
     u, u_lo = two_sum(splat(1.0), d_hi)
-    u_lo = u_lo + d_lo
     k, inverse, f = split_exponent(u)
-    r, r_lo = fast_two_sum(f - splat(1.0), u_lo * inverse)
-    e = splat(2.0) + r
+    r, r_lo = fast_two_sum(f - splat(1.0), (u_lo + d_lo) * inverse)
+    return k, r, r_lo, splat(2.0) + r
+
+
+@inline
+def _log1p_short(d_hi: Any, d_lo: Any) -> Any:
+    """2 atanh(r / (2 + r)) with one division."""
+    k, r, _, e = _log1p_parts(d_hi, d_lo)
+    s = r / e
+    w = s * s
+    log = s + s
+    log = fma(log * w, polynomial(w, _ATANH_SHORT, _ATANH_SHORT), log)
+    return fma(k, splat(_LN2), log), splat(0.0)
+
+
+@inline
+def _log1p_long(d_hi: Any, d_lo: Any) -> Any:
+    """The same with the rounding errors carried along."""
+    k, r, r_lo, e = _log1p_parts(d_hi, d_lo)
     e_lo = (r - (e - splat(2.0))) + r_lo
     s = r / e
     s_lo = (exact_fma(-s, e, r) + (r_lo - s * e_lo)) / e
     w = s * s
-    correction = (s + s) * w * polynomial(w, LOG_COEFFICIENTS, LOG_COEFFICIENTS)
+    correction = (s + s) * w * polynomial(w, _ATANH, _ATANH)
     hi, lo = fast_two_sum(s + s, (s_lo + s_lo) + correction)
     k_hi, k_lo = two_sum(k * splat(_LN2_HI64), hi)
     hi, lo = fast_two_sum(k_hi, k_lo + (lo + k * splat(_LN2_LO64)))
@@ -230,11 +255,17 @@ def plus_one(d_hi: Any, d_lo: Any) -> Any:
     return s, error + d_lo
 
 
-@inline
-def ratio(a: Any, s_hi: Any, s_lo: Any) -> Any:
-    """a / (s_hi + s_lo) as a pair of double vectors."""
-    q = a / s_hi
-    return q, (exact_fma(-q, s_hi, a) - q * s_lo) / s_hi
+@by_type
+def ratio(like, a, s_hi, s_lo):
+    """a / (s_hi + s_lo) of double vectors, as a pair; for floats a double has digits enough."""
+    if like.dtype is types.float32:
+        return lambda like, a, s_hi, s_lo: (a / s_hi, splat(0.0))
+
+    def doubles(like, a, s_hi, s_lo):
+        q = a / s_hi
+        return q, (exact_fma(-q, s_hi, a) - q * s_lo) / s_hi
+
+    return doubles
 
 
 # ---- exp in twice the precision of doubles, for gradients that all but cancel ------------------------------------------

@@ -651,11 +651,17 @@ def store_transposed(typingctx: Any, tile: Any, p: Any, stride: Any, n_rows: Any
         for c in range(vector.lanes):
             address = _address(builder, source, ir.Constant(_I64, c * vector.lanes), vector)
             columns.append(builder.load(address, align=64))
-        for r, row in enumerate(_transpose(builder, columns)):
-            there = builder.icmp_signed("<", ir.Constant(_I64, r), rows_)
-            count = builder.select(there, columns_, ir.Constant(_I64, 0))
-            address = _address(builder, target, builder.mul(ir.Constant(_I64, r), stride_), vector)
-            _masked_store(builder, address, row, vector, _first(builder, count, vector.lanes))
+        rows = _transpose(builder, columns)
+        addresses = [_address(builder, target, builder.mul(ir.Constant(_I64, r), stride_), vector) for r in range(len(rows))]
+        mask = _first(builder, columns_, vector.lanes)
+        with builder.if_else(builder.icmp_signed("<", rows_, ir.Constant(_I64, len(rows)))) as (some, all_):
+            with some:
+                for r, (row, address) in enumerate(zip(rows, addresses)):
+                    with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
+                        _masked_store(builder, address, row, vector, mask)
+            with all_:  # nearly always: no test for each row
+                for row, address in zip(rows, addresses):
+                    _masked_store(builder, address, row, vector, mask)
         return context.get_dummy_value()
 
     return types.void(p, p, types.int64, types.int64, types.int64), codegen

@@ -14,7 +14,7 @@ from ._math import SHIFT32, SHIFT64, exp_shifted, plus_one, ratio, two_diff, two
 from ._simd import (
     constant, lane, lanes, load, load_first, load_wide_first, pointer, select, splat, store_first, total,
 )  # fmt: skip
-from .softmax import row_exp, row_max, scaled, split
+from ._wide import row_exp, row_max, scaled, split
 
 
 @signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, INDEX, INDEX)
@@ -71,7 +71,7 @@ def softmax_hessian(logits, sample_weight, scale, hess, first, last):
         d = row_exp(z, n, row_max(z, n), h)
         s = plus_one(d[0], d[1])
         zero, one = constant(z, 0.0, 0.0), constant(z, 1.0, 1.0)
-        q_hi, q_lo = split(zero, *ratio(splat(1.0), s[0], s[1]))
+        q_hi, q_lo = split(zero, *ratio(zero, splat(1.0), s[0], s[1]))
         share, _ = split(zero, d[0] / s[0], splat(0.0))
         w_hi, _ = split(zero, splat(w), splat(0.0))
         whole = constant(z, SHIFT32, SHIFT64)

@@ -16,15 +16,16 @@ import numpy as np
 
 from ._jit import DOUBLES_IN, FLAG, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
 from ._math import (
-    SHIFT32, SHIFT64, from_doubles, in_doubles, log1p_pair, pair_from_doubles, plus_one, ratio, two_diff, two_sum,
+    SHIFT32, SHIFT64, exp_shifted, from_doubles, in_doubles, log1p_pair, pair_from_doubles, plus_one, ratio, two_diff, two_sum,
+)  # fmt: skip
+from ._narrow import (
+    NARROW, aligned, load_tile, store_tile, tile_exp, tile_max_and_target, tile_size, tiles_together,
 )  # fmt: skip
 from ._simd import (
-    V32, any_lane, constant, fence, keep_alive, lane, lanes, larger, load, load_first, load_labels, pointer, select,
-    splat, store, store_first, total,
+    V32, any_lane, constant, fence, keep_alive, lane, lanes, load, load_first, load_labels, pointer, select,
+    shift, splat, store, store_first, total,
 )  # fmt: skip
-from .softmax import (
-    NARROW, aligned, load_tile, row_exp, row_exp_sum, row_max, row_scale, scaled, split, store_tile, tile_exp,
-)  # fmt: skip
+from ._wide import row_exp, row_exp_sum, row_max, row_scale, scaled, split
 
 
 @signature(LABELS, INDEX, INDEX, DOUBLES_IN, DOUBLES_IN, returns=(INDEX, REAL))
@@ -61,9 +62,9 @@ def row_weight(i: int, t: int, class_weight: Any, sample_weight: Any) -> float:
 
 
 @inline
-def row_loss(m: Any, z_t: Any, d_hi: Any, d_lo: Any) -> Any:
+def row_loss(like: Any, m: Any, z_t: Any, d_hi: Any, d_lo: Any) -> Any:
     """log1p(d) - (z_t - m) in double vectors, rounded once; inf at z_t = -inf."""
-    log_hi, log_lo = log1p_pair(d_hi, d_lo)
+    log_hi, log_lo = log1p_pair(like, d_hi, d_lo)
     x, x_lo = two_diff(m, z_t)
     x_lo = select(x == splat(np.inf), splat(0.0), x_lo)
     s, error = two_sum(x, log_hi)
@@ -72,11 +73,10 @@ def row_loss(m: Any, z_t: Any, d_hi: Any, d_lo: Any) -> Any:
 
 
 @inline
-def target_grad(a: Any, e_t: Any, d_hi: Any, d_lo: Any) -> Any:
-    """-a * (1 + d - e_t) / (1 + d) in double vectors; e_t is scaled."""
+def target_grad(q: Any, e_t: Any, d_hi: Any, d_lo: Any) -> Any:
+    """-(1 + d - e_t) * q in double vectors, with q = a / (1 + d)."""
     others, error = two_sum(splat(1.0) - e_t, d_hi)
-    s_hi, s_lo = plus_one(d_hi, d_lo)
-    return -(a * (others + (error + d_lo)) / s_hi)
+    return -((others + (error + d_lo)) * q)
 
 
 @by_type
@@ -108,7 +108,7 @@ def row_losses(logits: Any, i: int, t: int) -> float:
     z = pointer(logits, i * n)
     m = row_max(z, n)
     d = row_exp_sum(z, n, m)
-    return lane(row_loss(splat(np.float64(m)), first_lane(z, t), d[0], d[1]), 0)
+    return lane(row_loss(z, splat(np.float64(m)), first_lane(z, t), d[0], d[1]), 0)
 
 
 @inline
@@ -118,12 +118,12 @@ def row_gradient(z: Any, t: int, n: int, a: float, e: Any, grad: Any, streaming:
     z_t = first_lane(z, t)
     d = row_exp(z, n, m, e)
     e_t = first_lane(e, t) * unit(z_t_like(z))
-    loss = lane(row_loss(splat(np.float64(m)), z_t, d[0], d[1]), 0)
+    loss = lane(row_loss(z, splat(np.float64(m)), z_t, d[0], d[1]), 0)
     s = plus_one(d[0], d[1])
-    q = ratio(splat(a), s[0], s[1])
+    q = ratio(z, splat(a), s[0], s[1])
     q_hi, q_lo = split(z, q[0], q[1])
     row_scale(e, n, q_hi, q_lo, grad, streaming)
-    g_t = target_grad(splat(a), e_t, d[0], d[1])
+    g_t = target_grad(q[0], e_t, d[0], d[1])
     store_first(grad, t, from_doubles(z_t_like(z), g_t, g_t), 1)
     return loss
 
@@ -141,20 +141,6 @@ def row_clear(out: Any, n: int) -> None:
 
 
 # ---- narrow rows --------------------------------------------------------------------------------------------------------
-@inline
-def tile_max_and_target(tile: Any, n: int, labels: Any) -> Any:
-    """The lanes' maxima, and the logit of each lane's own label (0 where no class matches)."""
-    step = lanes(tile)
-    m, z_t = constant(tile, -np.inf, -np.inf), constant(tile, 0.0, 0.0)
-    c, one = constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
-    for j in range(n):
-        z = load(tile, j * step)
-        m = larger(z, m)
-        z_t = select(labels == c, z, z_t)
-        c = c + one
-    return m, z_t
-
-
 @inline
 def kept_lanes(labels: Any, n: int, ignore_index: int) -> Any:
     """1 where the label is a class that counts, else 0."""
@@ -187,36 +173,129 @@ def nonzero(keep: Any, value: Any) -> Any:
     return select(keep == splat(0.0), splat(0.0), value)
 
 
+@inline
+def load_tiles(
+    logits: Any, targets: Any, start: int, last: int, count: int, tiles: Any, size: int, maxima: Any, z_t: Any
+) -> None:  # fmt: skip
+    """Fill `count` tiles from row `start` on; each lane's maximum and its label's logit beside them."""
+    n, step = logits.shape[1], lanes(tiles)
+    for b in range(count):
+        i, tile = start + b * step, shift(tiles, b * size)
+        rows = min(step, last - i)
+        load_tile(pointer(logits, i * n), n, rows, tile)
+        m, z = tile_max_and_target(tile, n, load_labels(tile, pointer(targets, 0), i, rows))
+        store(maxima, b * step, m)
+        store(z_t, b * step, z)
+
+
+@inline
+def lane_losses(like: Any, m: Any, z_t: Any, d: Any, e: Any, kept: Any, w0: Any, w1: Any) -> Any:
+    """The weighted losses of one tile's rows, as two vectors of doubles; d and e are the halves' sums."""
+    m0, m1 = in_doubles(m)
+    t0, t1 = in_doubles(z_t)
+    k0, k1 = in_doubles(kept)
+    l0 = nonzero(k0, row_loss(like, m0, t0, d[0], d[1]) * w0)
+    return l0, nonzero(k1, row_loss(like, m1, t1, e[0], e[1]) * w1)
+
+
+@inline
+def narrow_cross_entropy(
+    logits: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: int, losses: Any, first: int, last: int
+) -> float:  # fmt: skip
+    n, like = logits.shape[1], pointer(logits, 0)
+    step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
+    scratch, weights = np.empty(most * (size + 2 * step) + step, logits.dtype), np.empty(16, np.float64)
+    tiles = aligned(scratch)
+    maxima, z_t = shift(tiles, most * size), shift(tiles, most * (size + step))
+    acc = splat(0.0)
+    for start in range(first, last, most * step):
+        count = (min(last - start, most * step) + step - 1) // step
+        load_tiles(logits, targets, start, last, count, tiles, size, maxima, z_t)
+        for b in range(count):
+            i, tile = start + b * step, shift(tiles, b * size)
+            rows = min(step, last - i)
+            kept = kept_lanes(load_labels(tile, pointer(targets, 0), i, rows), n, ignore_index)
+            m = load(maxima, b * step)
+            d, e = tile_exp(tile, n, m, False)
+            w0, w1 = lane_weights(i, rows, kept, targets, class_weight, sample_weight, weights)
+            l0, l1 = lane_losses(tile, m, load(z_t, b * step), d, e, kept, w0, w1)
+            acc = acc + joined(m, l0, l1)
+            if losses.size:
+                store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
+    keep_alive(scratch)
+    return total(acc)
+
+
+@inline
+def narrow_gradient(
+    logits: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: int, grad_losses: Any, factor: float,
+    losses: Any, grad: Any, first: int, last: int,
+) -> float:  # fmt: skip
+    n, like = logits.shape[1], pointer(logits, 0)
+    step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
+    scratch, weights = np.empty(most * (size + 5 * step) + step, logits.dtype), np.empty(16, np.float64)
+    tiles = aligned(scratch)
+    maxima, z_t = shift(tiles, most * size), shift(tiles, most * (size + step))
+    q_hi, q_lo = shift(tiles, most * (size + 2 * step)), shift(tiles, most * (size + 3 * step))
+    g_t = shift(tiles, most * (size + 4 * step))
+    acc = splat(0.0)
+    for start in range(first, last, most * step):
+        count = (min(last - start, most * step) + step - 1) // step
+        load_tiles(logits, targets, start, last, count, tiles, size, maxima, z_t)
+        for b in range(count):
+            i, tile = start + b * step, shift(tiles, b * size)
+            rows = min(step, last - i)
+            kept = kept_lanes(load_labels(tile, pointer(targets, 0), i, rows), n, ignore_index)
+            m, z = load(maxima, b * step), load(z_t, b * step)
+            d, e = tile_exp(tile, n, m, True)
+            w0, w1 = lane_weights(i, rows, kept, targets, class_weight, sample_weight, weights)
+            l0, l1 = lane_losses(tile, m, z, d, e, kept, w0, w1)
+            acc = acc + joined(m, l0, l1)
+            if losses.size:
+                store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
+            if grad_losses.size:
+                for r in range(rows):
+                    weights[r] = grad_losses[i + r]
+                for r in range(rows, step):
+                    weights[r] = 0.0
+                p = pointer(weights, 0)
+                w0, w1 = w0 * load(p, 0), w1 * load(p, step - 8)
+            q0 = ratio(tile, w0 * splat(factor), *plus_one(d[0], d[1]))
+            q1 = ratio(tile, w1 * splat(factor), *plus_one(e[0], e[1]))
+            e0, e1 = in_doubles(exp_shifted(*two_diff(z, m)))
+            g0 = target_grad(q0[0], e0 * unit(m), d[0], d[1])
+            g1 = target_grad(q1[0], e1 * unit(m), e[0], e[1])
+            q = pair_from_doubles(m, q0, q1)
+            store(q_hi, b * step, q[0])
+            store(q_lo, b * step, q[1])
+            store(g_t, b * step, from_doubles(m, g0, g1))
+        for b in range(count):
+            i, tile = start + b * step, shift(tiles, b * size)
+            rows = min(step, last - i)
+            labels = load_labels(tile, pointer(targets, 0), i, rows)
+            hi, lo, g = load(q_hi, b * step), load(q_lo, b * step), load(g_t, b * step)
+            c, zero, one = constant(tile, 0.0, 0.0), constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
+            for j in range(n):
+                value = scaled(load(tile, j * step), hi, lo)
+                store(tile, j * step, select(labels == c, g, value))
+                c = c + one
+            ignored = kept_lanes(labels, n, ignore_index) == zero
+            if any_lane(ignored):
+                for j in range(n):
+                    store(tile, j * step, select(ignored, zero, load(tile, j * step)))
+            store_tile(tile, pointer(grad, i * n), n, rows)
+    keep_alive(scratch)
+    return total(acc)
+
+
 # ---- the kernels ----------------------------------------------------------------------------------------------------------
 @signature(
     MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
 )  # fmt: skip
 def cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
     """Write the weighted losses, unless `losses` is empty; return their sum."""
-    n = logits.shape[1]
-    step = lanes(pointer(logits, 0))
-    if n < NARROW:
-        scratch, weights = np.empty((NARROW + 1) * step, logits.dtype), np.empty(16, np.float64)
-        tile = aligned(scratch)
-        acc = splat(0.0)
-        for i in range(first, last, step):
-            rows = min(step, last - i)
-            labels = load_labels(tile, pointer(targets, 0), i, rows)
-            kept = kept_lanes(labels, n, ignore_index)
-            load_tile(pointer(logits, i * n), n, rows, tile)
-            m, z_t = tile_max_and_target(tile, n, labels)
-            a, b = tile_exp(tile, n, m)
-            m0, m1 = in_doubles(m)
-            t0, t1 = in_doubles(z_t)
-            w0, w1 = lane_weights(i, rows, kept, targets, class_weight, sample_weight, weights)
-            k0, k1 = in_doubles(kept)
-            l0 = nonzero(k0, row_loss(m0, t0, a[0], a[1]) * w0)
-            l1 = nonzero(k1, row_loss(m1, t1, b[0], b[1]) * w1)
-            acc = acc + joined(m, l0, l1)
-            if losses.size:
-                store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
-        keep_alive(scratch)
-        return total(acc)
+    if logits.shape[1] < NARROW:
+        return narrow_cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last)
     result = 0.0
     for i in range(first, last):
         loss = 0.0
@@ -238,58 +317,11 @@ def cross_entropy_with_grad(
 ):  # fmt: skip
     """The same and the gradient, times scale / denominator, and per row times grad_losses[i] unless that is empty."""
     n = logits.shape[1]
-    step = lanes(pointer(logits, 0))
+    factor = scale / denominator
     if n < NARROW:
-        scratch, weights = np.empty((NARROW + 1) * step, logits.dtype), np.empty(16, np.float64)
-        tile = aligned(scratch)
-        acc = splat(0.0)
-        one = constant(tile, 1.0, 1.0)
-        for i in range(first, last, step):
-            rows = min(step, last - i)
-            labels = load_labels(tile, pointer(targets, 0), i, rows)
-            kept = kept_lanes(labels, n, ignore_index)
-            load_tile(pointer(logits, i * n), n, rows, tile)
-            m, z_t = tile_max_and_target(tile, n, labels)
-            a, b = tile_exp(tile, n, m)
-            m0, m1 = in_doubles(m)
-            t0, t1 = in_doubles(z_t)
-            w0, w1 = lane_weights(i, rows, kept, targets, class_weight, sample_weight, weights)
-            k0, k1 = in_doubles(kept)
-            l0 = nonzero(k0, row_loss(m0, t0, a[0], a[1]) * w0)
-            l1 = nonzero(k1, row_loss(m1, t1, b[0], b[1]) * w1)
-            acc = acc + joined(m, l0, l1)
-            if losses.size:
-                store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
-
-            if grad_losses.size:
-                for r in range(rows):
-                    weights[r] = grad_losses[i + r]
-                p = pointer(weights, 0)
-                w0, w1 = w0 * load_first(p, 0, rows, splat(0.0)), w1 * load_first(p, step - 8, rows - step + 8, splat(0.0))
-            w0, w1 = w0 * splat(scale) / splat(denominator), w1 * splat(scale) / splat(denominator)
-            q = pair_from_doubles(m, ratio(w0, *plus_one(a[0], a[1])), ratio(w1, *plus_one(b[0], b[1])))
-            e_t = constant(tile, 0.0, 0.0)
-            c = constant(tile, 0.0, 0.0)
-            for j in range(n):
-                e_t = select(labels == c, load(tile, j * step), e_t)
-                c = c + one
-            e0, e1 = in_doubles(e_t)
-            g0 = target_grad(w0, e0 * unit(m), a[0], a[1])
-            g1 = target_grad(w1, e1 * unit(m), b[0], b[1])
-            g_t = from_doubles(m, g0, g1)
-            c = constant(tile, 0.0, 0.0)
-            for j in range(n):
-                value = scaled(load(tile, j * step), q[0], q[1])
-                store(tile, j * step, select(labels == c, g_t, value))
-                c = c + one
-            ignored = kept == constant(tile, 0.0, 0.0)
-            if any_lane(ignored):
-                for j in range(n):
-                    store(tile, j * step, select(ignored, constant(tile, 0.0, 0.0), load(tile, j * step)))
-            store_tile(tile, pointer(grad, i * n), n, rows)
-        keep_alive(scratch)
-        return total(acc)
-
+        return narrow_gradient(
+            logits, targets, class_weight, sample_weight, ignore_index, grad_losses, factor, losses, grad, first, last
+        )
     result = 0.0
     scratch = np.empty(n if streaming else 0, logits.dtype)
     for i in range(first, last):
@@ -299,11 +331,11 @@ def cross_entropy_with_grad(
             row_clear(g, n)
         else:
             weight = row_weight(i, targets[i], class_weight, sample_weight)
-            a = weight * scale
+            a = weight * factor
             if grad_losses.size:
                 a *= grad_losses[i]
             e = pointer(scratch, 0) if streaming else g
-            loss = weight * row_gradient(z, targets[i], n, a / denominator, e, g, streaming)
+            loss = weight * row_gradient(z, targets[i], n, a, e, g, streaming)
         result += loss
         if losses.size:
             losses[i] = loss

@@ -22,7 +22,7 @@ from ._simd import (
     V32, exact_fma, keep_alive, lane, load, load_first, load_wide_first, pointer, select, splat, store,
     store_narrow_first, total,
 )  # fmt: skip
-from .softmax import row_max
+from ._wide import row_max
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def row_pass(z: Any, n: int, t: Any, label: int, smoothing: float, class_weight:
     ones = d - splat(1.0)
     s, low = total_pair(add((ones, splat(0.0)), (d_low, d_lost)))
     s, low = fast_two_sum(s - splat(1.0), low)
-    log = log1p_pair(s, low)
+    log = log1p_pair(e, s, low)
 
     loss, loss_low = splat(0.0), splat(0.0)
     for j in range(0, n, 8):

@@ -1,0 +1,97 @@
+"""Narrow rows: as many at a time as there are lanes, each lane one row, transposed through tiles in L1.
+
+A horizontal sum costs as much as ten classes, and a vector of ten classes wastes six lanes: below `NARROW` classes rows go
+across lanes. Several tiles are worked on together, one phase after the other: a tile alone is a chain of operations that
+wait for each other (8192 x 10, float32: 0.60 -> 0.43 ns an element). Sum order: j = 0, 1, 2, ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._jit import inline
+from ._math import exp_shifted, lane_add, lane_start, lane_sums, low_add, low_start, two_diff
+from ._simd import (
+    constant, lanes, larger, load, load_transposed, misalignment, pointer, select, shift, store, store_transposed,
+)  # fmt: skip
+
+NARROW = 64  # classes
+_BLOCK = 5  # classes after which the small parts of a sum move to doubles
+
+
+@inline
+def tile_size(like: Any, n: int) -> int:
+    """Elements of one tile: a vector for each class, in whole squares."""
+    step = lanes(like)
+    return (n + step - 1) // step * step * step
+
+
+@inline
+def tiles_together(n: int) -> int:
+    """How many tiles to work on at once: 24 KiB at most."""
+    return max(1, min(8, 384 // n))
+
+
+@inline
+def aligned(scratch: Any) -> Any:
+    """The first address of a whole vector in an array that has room for one more."""
+    p = pointer(scratch, 0)
+    return shift(p, (lanes(p) - misalignment(p)) % lanes(p))
+
+
+@inline
+def load_tile(z: Any, n: int, rows: int, tile: Any) -> None:
+    step = lanes(z)
+    for j in range(0, n, step):
+        load_transposed(shift(z, j), n, rows, min(step, n - j), shift(tile, j * step))
+
+
+@inline
+def store_tile(tile: Any, out: Any, n: int, rows: int) -> None:
+    step = lanes(out)
+    for j in range(0, n, step):
+        store_transposed(shift(tile, j * step), shift(out, j), n, rows, min(step, n - j))
+
+
+@inline
+def tile_max(tile: Any, n: int) -> Any:
+    """Each lane's maximum, NaN passed over."""
+    m = constant(tile, -np.inf, -np.inf)
+    for j in range(n):
+        m = larger(load(tile, j * lanes(tile)), m)
+    return m
+
+
+@inline
+def tile_max_and_target(tile: Any, n: int, labels: Any) -> Any:
+    """The same, and the logit of each lane's own label (0 where no class matches)."""
+    m, z_t = constant(tile, -np.inf, -np.inf), constant(tile, 0.0, 0.0)
+    c, one = constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
+    for j in range(n):
+        z = load(tile, j * lanes(tile))
+        m = larger(z, m)
+        z_t = select(labels == c, z, z_t)
+        c = c + one
+    return m, z_t
+
+
+@inline
+def tile_exp(tile: Any, n: int, m: Any, keep: bool) -> Any:
+    """The lanes' d, see `lane_sums`; the exponentials replace the logits if they are to be kept."""
+    step = lanes(tile)
+    hi, lo = lane_start(tile)
+    low = low_start()
+    j = 0
+    while j < n:
+        end = min(n, j + _BLOCK)
+        while j < end:
+            s, error = two_diff(load(tile, j * step), m)
+            value = exp_shifted(s, error)
+            if keep:
+                store(tile, j * step, value)
+            hi, lo = lane_add(hi, lo, value)
+            j += 1
+        low, lo = low_add(low, lo), constant(tile, 0.0, 0.0)
+    return lane_sums(hi, low)
