@@ -33,19 +33,25 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Any, target: Any, weight: Any, need_grad: bool, *options: Any) -> torch.Tensor:
-        ctx.options = options
+    def forward(
+        ctx: Any,
+        input: Any,
+        target: Any,
+        weight: Any,
+        need_grad: bool,
+        ignore_index: int,
+        reduction: str,
+        smoothing: float,
+    ) -> torch.Tensor:
         ctx.save_for_backward(input, target, weight)
-        arrays = [_array(t) for t in (input, target, weight)]
+        ctx.options = options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": smoothing}
+        arrays = _array(input), _array(target), _array(weight)
         if need_grad:
-            loss, grad = dropin.cross_entropy_with_grad(*arrays, *options)
-            ctx.grad = torch.from_numpy(grad).to(input.dtype)
+            loss, grad = dropin.cross_entropy_with_grad(*arrays, **options)
+            ctx.grad = _tensor(grad, input.dtype)
         else:
-            ignore_index, reduction, smoothing = options
-            loss = dropin.cross_entropy(
-                *arrays, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing
-            )
-        return torch.as_tensor(loss).to(input.dtype)
+            loss = dropin.cross_entropy(*arrays, **options)
+        return torch.tensor(loss.item(), dtype=input.dtype) if loss.ndim == 0 else _tensor(loss, input.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> Any:
@@ -53,26 +59,40 @@ class _FusedCrossEntropy(torch.autograd.Function):
             raise RuntimeError(
                 "fastsoftmax's CrossEntropyLoss has no second derivative; use torch's for create_graph=True"
             )
-        input, target, weight = ctx.saved_tensors
-        class_dim = min(1, input.ndim - 1)
-        scale = grad_loss if grad_loss.ndim == 0 else grad_loss.unsqueeze(class_dim)
         grad_input = grad_target = None
         if ctx.needs_input_grad[0]:
             # The kernel's gradient is handed on, scaled in place, once. A second backward through a retained graph must
             # not meet it again, since its receiver may have written to it, and computes it anew.
-            grad, ctx.grad = ctx.grad, None
-            if grad is None:
-                arrays = [_array(t) for t in (input, target, weight)]
-                grad = torch.from_numpy(dropin.cross_entropy_with_grad(*arrays, *ctx.options)[1]).to(input.dtype)
-            grad_input = grad.mul_(scale)
+            grad_input, ctx.grad = ctx.grad, None
+            if grad_input is None:
+                input, target, weight = ctx.saved_tensors
+                _, grad = dropin.cross_entropy_with_grad(_array(input), _array(target), _array(weight), **ctx.options)
+                grad_input = _tensor(grad, input.dtype)
+            if grad_loss.ndim:
+                grad_input.mul_(grad_loss.unsqueeze(min(1, grad_input.ndim - 1)))
+            elif grad_loss.item() != 1:  # loss.backward() itself needs no pass over the gradient
+                grad_input.mul_(grad_loss)
         if ctx.needs_input_grad[1]:
-            _, reduction, smoothing = ctx.options
-            log_probs = torch.from_numpy(dropin.log_softmax(_array(input), class_dim)).to(target.dtype)
-            if weight is not None:
-                log_probs *= weight.reshape(-1, *(1,) * (input.ndim - class_dim - 1))
-            n_rows = input.numel() // input.shape[class_dim] if reduction == "mean" else 1
-            grad_target = log_probs.mul_(scale * ((smoothing - 1) / n_rows))
+            grad_target = _grad_target(*ctx.saved_tensors, grad_loss, ctx.options)
         return grad_input, grad_target, None, None, None, None, None
+
+
+def _grad_target(
+    input: Any, target: Any, weight: Any, grad_loss: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """Gradient for probabilities: ``(smoothing - 1) * weight * log_probs * grad_loss``, divided by N for a mean."""
+    class_dim = min(1, input.ndim - 1)
+    log_probs = _tensor(dropin.log_softmax(_array(input), class_dim), target.dtype)
+    if weight is not None:
+        log_probs *= weight.reshape(-1, *(1,) * (input.ndim - class_dim - 1))
+    n_rows = input.numel() // input.shape[class_dim] if options["reduction"] == "mean" else 1
+    scale = grad_loss.unsqueeze(class_dim) if grad_loss.ndim else grad_loss
+    return log_probs.mul_(scale * ((options["label_smoothing"] - 1) / n_rows))
+
+
+def _tensor(array: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The array's memory as a tensor, converted where the dtype differs."""
+    return torch.from_numpy(array).to(dtype)
 
 
 def _array(tensor: torch.Tensor | None) -> Any:

@@ -87,6 +87,10 @@ def logsumexp(
     ndarray or scalar, or two of them with ``return_sign``
         The imaginary part of a complex result lies in (-pi, pi]. Real sums below zero are NaN without ``return_sign``.
     """
+    if b is None and not return_sign:
+        x = np.asarray(a)
+        if x.size and x.ndim and x.dtype.kind == "f" and x.dtype.char != "g":
+            return _along(F.logsumexp, x, axis, keepdims=keepdims)
     a, b = _promote(a, b)
     axes = _axes(a.ndim, axis)
     rows = _merge(a, axes)
@@ -185,12 +189,12 @@ def _kept_shape(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
-def _along(function: Callable[..., Array], x: Array, axis: Axis) -> Any:
+def _along(function: Callable[..., Any], x: Array, axis: Axis, **options: Any) -> Any:
     """``function`` along ``axis``, with SciPy's scalars and its AxisError."""
     if x.ndim == 0:
-        return function(x.reshape(1)).reshape(())[()]
+        return function(x.reshape(1), **options).reshape(())[()]
     try:
-        return function(x, axis=axis)
+        return function(x, axis=-1 if axis == x.ndim - 1 else axis, **options)  # -1 takes a shorter way in
     except ValueError:
         _axes(x.ndim, axis)
         raise
