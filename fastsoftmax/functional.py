@@ -11,7 +11,6 @@ import contextlib
 import os
 import platform
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -833,11 +832,13 @@ def warmup(dtypes: Iterable[Any] = ("float32", "float64")) -> None:
 
 def show_config() -> None:
     """Print versions, CPU, threads, cache folder and the BLAS that NumPy brings."""
+    from . import __version__
+
     with contextlib.redirect_stdout(None):
         blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     kernels = environment()
     rows = {
-        "fastsoftmax": version("fastsoftmax"),
+        "fastsoftmax": __version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "NumPy": f"{np.__version__}, BLAS {blas.get('name', 'unknown')} {blas.get('version', '')}".rstrip(),
         "numba": f"{kernels['numba']}, llvmlite {kernels['llvmlite']}",
