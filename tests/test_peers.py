@@ -144,14 +144,26 @@ class Clock:
 
 def test_implementations_take_turns(monkeypatch):
     clock = Clock(monkeypatch)
-    times = timing.in_turn({"a": clock.call("a", 1.0), "b": clock.call("b", 3.0)}, seconds=0, least_rounds=3)
-    assert "".join(clock.log) == "aabb" + "ab" * 3
-    assert times == {"a": 1.0, "b": 3.0}
+    times = timing.in_turn({"a": clock.call("a", 0.1), "b": clock.call("b", 0.3)}, seconds=0, least_rounds=4)
+    assert "".join(clock.log) == "ab" * 4
+    assert times == pytest.approx({"a": 0.1, "b": 0.3})
+
+
+def test_a_round_that_takes_seconds_is_made_three_times(monkeypatch):
+    clock = Clock(monkeypatch)
+    timing.in_turn({"a": clock.call("a", 1.0), "b": clock.call("b", 3.0)}, seconds=0, least_rounds=5)
+    assert "".join(clock.log) == "ab" * 3
+
+
+def test_rounds_go_on_until_the_time_is_spent(monkeypatch):
+    clock = Clock(monkeypatch)
+    timing.in_turn({"a": clock.call("a", 1.0)}, seconds=10, least_rounds=1)
+    assert len(clock.log) == 11
 
 
 def test_the_median_is_reported(monkeypatch):
     clock = Clock(monkeypatch)
-    assert timing.in_turn({"a": clock.call("a", 1, 1, 1, 100, 2)}, seconds=0, least_rounds=3) == {"a": 2.0}
+    assert timing.in_turn({"a": clock.call("a", 1, 100, 2)}, seconds=0, least_rounds=3) == {"a": 2.0}
 
 
 def test_short_calls_are_repeated_within_a_sample(monkeypatch):

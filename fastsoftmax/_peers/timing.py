@@ -23,6 +23,9 @@ cache."""
 LONG_SECONDS = 20e-3
 """Calls longer than this neither wait nor warm up: it would change nothing but the time spent."""
 
+ROUND_SECONDS = 2.0
+"""Where one round takes longer than this, three rounds must do."""
+
 
 def environment(n_threads: int) -> dict[str, str]:
     """What a process must be started with so that BLAS and OpenMP have `n_threads` threads."""
@@ -44,18 +47,23 @@ def pin(n_threads: int) -> None:
 def in_turn(calls: dict[str, Callable[[], Any]], seconds: float = 0.5, least_rounds: int = 5) -> dict[str, float]:
     """Median seconds per call of each of `calls`, measured in interleaved rounds.
 
-    `seconds` is the time to spend on all of them together; at least `least_rounds` rounds are made whatever they cost.
+    `seconds` is the time to spend on all of them together; at least `least_rounds` rounds are made whatever they cost,
+    or three where a round takes seconds.
     """
-    single = {name: min(_timed(call, 1), _timed(call, 1)) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    single = {name: _timed(call, 1) for name, call in calls.items()}
+    single = {name: min(time, _timed(calls[name], 1)) if time < LONG_SECONDS else time for name, time in single.items()}
+    samples = {name: [time] if time >= LONG_SECONDS else [] for name, time in single.items()}
+    if sum(single.values()) > ROUND_SECONDS:
+        least_rounds = min(least_rounds, 3)
     end, rounds = perf_counter() + seconds, 0
     while rounds < least_rounds or perf_counter() < end:
         for name, call in calls.items():
             if single[name] < LONG_SECONDS:
                 sleep(SETTLE_SECONDS)
                 call()
-            repeats = max(1, round(SAMPLE_SECONDS / max(single[name], 1e-7)))
-            samples[name].append(_timed(call, repeats))
+            elif rounds == 0:  # its first call was its first sample
+                continue
+            samples[name].append(_timed(call, max(1, round(SAMPLE_SECONDS / max(single[name], 1e-7)))))
         rounds += 1
     return {name: statistics.median(values) for name, values in samples.items()}
 
