@@ -1,9 +1,9 @@
 """How many threads a call may use, and the pool that runs its chunks.
 
-The callers of `run_chunks` cut their work into chunks of a fixed size, so that results do not depend on the number of
-threads. The calling thread works through the chunks itself, and idle workers of the pool help; a worker that wakes too
-late finds nothing left and is not waited for. No thread is started before the first call that wants one; none outlives
-the interpreter; after a fork the child starts a pool of its own.
+The callers of `run_rows` and `run_chunks` cut their work into chunks whose size does not depend on the number of
+threads, so that results do not either. The calling thread works through the chunks itself, and idle workers of the pool
+help; a worker that wakes too late finds nothing left and is not waited for. No thread is started before the first call
+that wants one; none outlives the interpreter; after a fork the child starts a pool of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
 
 # ---- how many threads ----------------------------------------------------------------------------------------------
 
@@ -105,14 +108,34 @@ def run_chunks(task: Callable[[int], object], n_chunks: int) -> None:
         for i in range(n_chunks):
             task(i)
         return
-    job = _Job(task, n_chunks)
+    call = _Call(task, n_chunks)
     for _ in range(helpers):
-        _jobs.put(job)
-    job.lead()
+        _calls.put(call)
+    call.lead()
 
 
-class _Job:
-    """The chunks of one call."""
+def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, *, serial: bool = False) -> list[float]:
+    """Run a compiled kernel over chunks of `size` rows on up to `get_num_threads` threads, or on this one alone.
+
+    ``call(first, last, job)`` hands its arguments on to the kernel. The threads take chunks from each other inside the
+    compiled code (`kernels._jit`), with the GIL released once: if they came back to Python between two chunks, a busy
+    Python thread would keep each of them for 5 ms every time, and each other for longer than a chunk takes.
+
+    Returns what the kernel, if it returns a float64, returned for each chunk, in the order of the rows.
+    """
+    n_chunks = -(-n_rows // size)
+    job = np.zeros(2 + n_chunks, np.int64)  # the next chunk, their size, the results
+    job[1] = size
+
+    def work(_: int, job: NDArray[np.int64] = job) -> None:  # `job` as a default: it lives as long as this function
+        call(0, n_rows, job.ctypes.data)
+
+    run_chunks(work, 1 if serial else min(get_num_threads(), n_chunks))
+    return job[2:].view(np.float64).tolist()
+
+
+class _Call:
+    """The chunks of one `run_chunks`, and who works on them."""
 
     __slots__ = ("_done", "_error", "_helping", "_lock", "_open", "_task", "_todo")
 
@@ -160,7 +183,7 @@ class _Job:
                 self._todo.clear()
                 self._done.acquire()
                 raise
-        self._task = None  # the queue may hold this job a little longer, but not the caller's arrays
+        self._task = None  # the queue may hold this call a little longer, but not the caller's arrays
 
     def help(self) -> None:
         """A worker's part."""
@@ -179,10 +202,11 @@ class _Job:
 
 
 # ---- the pool ------------------------------------------------------------------------------------------------------
-# A queue and threads that read from it. concurrent.futures would do, at PLACEHOLDER the round trip.
+# A queue and threads that read from it. concurrent.futures would do, but its round trip is up to a third longer and its
+# threads end before the program's own exit functions run.
 
 _this_thread = threading.local()
-_jobs: SimpleQueue[_Job | None] = SimpleQueue()
+_calls: SimpleQueue[_Call | None] = SimpleQueue()
 _workers: list[threading.Thread] = []
 _hiring = threading.Lock()
 _closed = False
@@ -195,7 +219,7 @@ def _hire(n: int) -> bool:
     with _hiring:
         while len(_workers) < n and not _closed:
             # Daemons, because the interpreter joins other threads before it runs `_dismiss`.
-            worker = threading.Thread(target=_serve, args=(_jobs,), name=f"fastsoftmax-{len(_workers)}", daemon=True)
+            worker = threading.Thread(target=_serve, args=(_calls,), name=f"fastsoftmax-{len(_workers)}", daemon=True)
             try:
                 worker.start()
             except RuntimeError:  # the system's limit, or the interpreter is shutting down
@@ -204,11 +228,11 @@ def _hire(n: int) -> bool:
         return bool(_workers)
 
 
-def _serve(jobs: SimpleQueue[_Job | None]) -> None:
+def _serve(calls: SimpleQueue[_Call | None]) -> None:
     _this_thread.is_worker = True
-    while (job := jobs.get()) is not None:
-        job.help()
-        del job  # or it would live until the next one comes
+    while (call := calls.get()) is not None:
+        call.help()
+        del call  # or it would live until the next one comes
 
 
 @atexit.register
@@ -219,15 +243,15 @@ def _dismiss() -> None:
         workers = _workers[:]
         _workers.clear()
     for _ in workers:
-        _jobs.put(None)
+        _calls.put(None)
     for worker in workers:
         worker.join()
 
 
 def _start_afresh() -> None:
     """In a forked child: the workers were not copied, and a lock may have been held by a thread that was not either."""
-    global _jobs, _workers, _hiring
-    _jobs, _workers, _hiring = SimpleQueue(), [], threading.Lock()
+    global _calls, _workers, _hiring
+    _calls, _workers, _hiring = SimpleQueue(), [], threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,7 +1,7 @@
 """The disk cache of compiled kernels: fast when it fits, silent when it does not, never stale and never wrong.
 
-Each test copies the package, adds a small kernel of its own to the copy (it compiles in a fraction of a second) and starts
-fresh processes with a cache folder of their own. Those marked slow start more of them.
+Each test copies the package, adds a small kernel of its own to the copy (it compiles in a fraction of a second) and
+starts fresh processes with a cache folder of their own. Those marked slow start more of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes started from a program that already uses the library: they compute correctly or say clearly why they cannot.
+"""Processes started from a program that already uses the library: they compute, or say clearly why they cannot.
 
 Every case runs in a fresh process of its own, with a time limit: a hang is a failure, not a stuck test run.
 """
@@ -162,7 +162,7 @@ def test_fork_while_the_program_compiles_a_function_of_its_own(cache):
 
         def slow(x):
             total = 0.0
-            %s
+            STATEMENTS
             return total
 
         @numba.extending.overload(slow)
@@ -175,8 +175,7 @@ def test_fork_while_the_program_compiles_a_function_of_its_own(cache):
         compiling.wait()
         print(in_child(check_relu))
         thread.join()
-        """
-        % "\n            ".join(["total += x * total"] * 300),
+        """.replace("STATEMENTS", "; ".join(["total += x * total"] * 300)),
         cache=cache,
     )
     assert out == ["0"], err

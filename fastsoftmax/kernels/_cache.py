@@ -1,7 +1,7 @@
 """Compiled kernels kept on the disk, so that the second process starts in milliseconds.
 
 numba's own cache does not see a change of the JIT options, of an imported source file or of the environment, fails at
-import where nothing is writable, and can be poisoned by two processes that compile different signatures of one function.
+import where nothing is writable, and can be poisoned by two processes that compile two signatures of one function.
 Here one file holds one kernel for one dtype, in a folder named after everything its code depends on (`_stamp`), and a
 checksum stands before its content: whatever is not exactly what was asked for is compiled anew. A cache that cannot be
 read or written is never an error; the first failure to write is logged.
@@ -189,7 +189,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _remove_unused(root: Path) -> None:
-    """Drop the folders that nothing has been written to for long: other versions of the library, of numba, other CPUs."""
+    """Drop the folders that nothing has been written to for long: of other versions, other CPUs."""
     with contextlib.suppress(OSError):
         for old in root.iterdir():
             if old.is_dir() and len(old.name) == 16 and old.stat().st_mtime < time.time() - _UNUSED_DAYS * 86400:

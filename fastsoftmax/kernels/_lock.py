@@ -1,9 +1,9 @@
 """The lock that a kernel is built under, and what it does at a fork.
 
-A process forked while another thread compiles inherits numba's global lock in the locked state and LLVM in the middle of
-its work: the child's first compile would wait for ever. So a fork waits for the build in progress, numba's lock included
-(a user's own ``@njit`` function may be compiling). Should that take longer than `_PATIENCE`, the child is told that it
-cannot build, and raises instead of hanging; kernels built before the fork work there all the same.
+A process forked while another thread compiles inherits numba's global lock in the locked state and LLVM in the middle
+of its work: the child's first compile would wait for ever. So a fork waits for the build in progress, numba's lock
+included (a user's own ``@njit`` function may be compiling). Should that take longer than `_PATIENCE` seconds, the child
+is told that it cannot build, and raises instead of hanging; kernels built before the fork work there all the same.
 """
 
 from __future__ import annotations
