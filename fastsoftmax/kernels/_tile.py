@@ -1,0 +1,301 @@
+"""Register tiles: `rows` x `vectors` vectors of partial sums that stay in registers while a product runs over its inner index.
+
+Every element of a tile is one chain of fused multiply-adds in the order of the inner index, whatever the tile's shape. So the
+shape may follow the CPU (`ROWS` x `VECTORS` fill its registers) and no bit of any result depends on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, models, register_model
+
+from ._simd import (
+    _I32, _I64, _address, _align, _call, _first, _larger, _masked_load, _masked_store, _shuffle, _splat, vector_of,
+)  # fmt: skip
+
+
+def _has_512_bits() -> bool:
+    codegen = cpu_target.target_context.codegen()
+    return "+avx512f" in codegen._get_host_cpu_features().split(",")
+
+
+WIDE = _has_512_bits()
+# 24 of 32 registers hold sums, or 12 of 16 (a vector is two registers then), and leave room for one step's operands.
+ROWS, VECTORS = (8, 3) if WIDE else (6, 1)
+
+
+class Tile(types.Type):
+    """`rows` x `vectors` vectors of `dtype`."""
+
+    def __init__(self, dtype: types.Type, rows: int, vectors: int) -> None:
+        self.dtype, self.rows, self.vectors = dtype, rows, vectors
+        super().__init__(name=f"Tile({dtype}, {rows}, {vectors})")
+
+    @property
+    def llvm(self) -> ir.ArrayType:
+        return ir.ArrayType(vector_of(self.dtype).llvm, self.rows * self.vectors)
+
+
+@register_model(Tile)
+class _TileModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Tile) -> None:
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+def _pack(builder: Any, tile: Tile, values: list[Any]) -> Any:
+    packed = ir.Constant(tile.llvm, ir.Undefined)
+    for i, value in enumerate(values):
+        packed = builder.insert_value(packed, value, i)
+    return packed
+
+
+def _unpack(builder: Any, tile: Tile, packed: Any) -> list[Any]:
+    return [builder.extract_value(packed, i) for i in range(tile.rows * tile.vectors)]
+
+
+def _clamped(builder: Any, k: int, n: Any) -> Any:
+    """min(k, n - 1): beyond an edge, the last row again."""
+    index = ir.Constant(_I64, k)
+    last = builder.sub(n, ir.Constant(_I64, 1))
+    return builder.select(builder.icmp_signed("<", index, last), index, last)
+
+
+@intrinsic
+def tile(typingctx: Any, p: Any, rows: Any, vectors: Any) -> Any:
+    """A tile of zeros of p's type; rows and vectors are literals."""
+    if not isinstance(rows, types.IntegerLiteral) or not isinstance(vectors, types.IntegerLiteral):
+        return None
+    result = Tile(p.dtype, rows.literal_value, vectors.literal_value)
+    return result(p, rows, vectors), lambda context, builder, sig, args: ir.Constant(result.llvm, None)
+
+
+@intrinsic
+def tile_rows(typingctx: Any, acc: Any) -> Any:
+    """How many rows the tile has."""
+    return types.int64(acc), lambda context, builder, sig, args: ir.Constant(_I64, acc.rows)
+
+
+@intrinsic
+def tile_vectors(typingctx: Any, acc: Any) -> Any:
+    """How many vectors a row of the tile has."""
+    return types.int64(acc), lambda context, builder, sig, args: ir.Constant(_I64, acc.vectors)
+
+
+def _masks(builder: Any, tile: Tile, columns: Any) -> list[Any]:
+    """For each vector of a row, the lanes that lie within `columns`."""
+    count = vector_of(tile.dtype).lanes
+    return [_first(builder, builder.sub(columns, ir.Constant(_I64, v * count)), count) for v in range(tile.vectors)]
+
+
+def _multiply_add(acc: Tile, ahead: bool) -> Any:
+    vector = vector_of(acc.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        packed, a, a_row, a_step, rows, b, b_vector, b_step, columns, n = args[:10]
+        sums = []
+        for value in _unpack(builder, acc, packed):  # stack slots, which LLVM turns into registers
+            slot = cgutils.alloca_once(builder, vector.llvm)
+            builder.store(value, slot)
+            sums.append(slot)
+        a_rows = [builder.gep(a, [builder.mul(_clamped(builder, r, rows), a_row)]) for r in range(acc.rows)]
+        b_vectors = [builder.gep(b, [builder.mul(ir.Constant(_I64, v), b_vector)]) for v in range(acc.vectors)]
+        masks, zero = _masks(builder, acc, columns), ir.Constant(vector.llvm, None)
+        with cgutils.for_range(builder, n, intp=_I64) as loop:
+            a_at, b_at = builder.mul(loop.index, a_step), builder.mul(loop.index, b_step)
+            step = [
+                _masked_load(builder, _address(builder, p, b_at, vector), vector, mask, zero)
+                for p, mask in zip(b_vectors, masks)
+            ]
+            if ahead:
+                run = builder.mul(loop.index, ir.Constant(_I64, acc.vectors * vector.lanes))
+                for v in range(acc.vectors):
+                    _ask(builder, builder.gep(args[10], [builder.add(run, ir.Constant(_I64, v * vector.lanes))]))
+            for r, p in enumerate(a_rows):
+                factor = _splat(builder, builder.load(builder.gep(p, [a_at])), vector.lanes)
+                for slot, value in zip(sums[r * acc.vectors :], step):
+                    name = f"llvm.fmuladd.{vector.suffix}"
+                    builder.store(_call(builder, name, vector.llvm, factor, value, builder.load(slot)), slot)
+        return _pack(builder, acc, [builder.load(slot) for slot in sums])
+
+    return codegen
+
+
+def _ask(builder: Any, p: Any) -> None:
+    """Ask for the line at p; into the second cache, not the first."""
+    read, second, data = (ir.Constant(_I32, k) for k in (0, 2, 1))
+    address = builder.bitcast(p, ir.IntType(8).as_pointer())
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, second, data)
+
+
+@intrinsic
+def multiply_add(
+    typingctx: Any, acc: Any, a: Any, a_row: Any, a_step: Any, rows: Any,
+    b: Any, b_vector: Any, b_step: Any, columns: Any, n: Any,
+) -> Any:  # fmt: skip
+    """acc[r, v] += sum over t < n of a[r * a_row + t * a_step] * (the vector at b[v * b_vector + t * b_step]).
+
+    Only `rows` rows are valid: beyond, the last one is read again. Of the vectors, only the first `columns` lanes are read.
+    """
+    i64 = types.int64
+    return acc(acc, a, i64, i64, i64, b, i64, i64, i64, i64), _multiply_add(acc, ahead=False)
+
+
+@intrinsic
+def multiply_add_ahead(
+    typingctx: Any, acc: Any, a: Any, a_row: Any, a_step: Any, rows: Any,
+    b: Any, b_vector: Any, b_step: Any, columns: Any, n: Any, ahead: Any,
+) -> Any:  # fmt: skip
+    """The same, and asks for memory from `ahead` on, as much as it reads of b."""
+    i64 = types.int64
+    return acc(acc, a, i64, i64, i64, b, i64, i64, i64, i64, ahead), _multiply_add(acc, ahead=True)
+
+
+@intrinsic
+def multiply_add_lanes(
+    typingctx: Any, acc: Any, a: Any, a_row: Any, rows: Any, b: Any, b_step: Any, n: Any, ahead: Any
+) -> Any:
+    """acc[r, v] += sum over t of (vector t of the n values at a[r * a_row]) * (the vector at b[t * b_step + v * lanes]).
+
+    Products of rows by rows: every tile element is a vector of partial sums, `across` adds up its lanes. Asks for the memory
+    that lies `ahead` elements after what it reads of a; into the second cache, where it does not displace b.
+    """
+    vector, i64 = vector_of(acc.dtype), types.int64
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        packed, a_, a_row_, rows_, b_, b_step_, n_, ahead_ = args
+        count = ir.Constant(_I64, vector.lanes)
+        sums = []
+        for value in _unpack(builder, acc, packed):
+            slot = cgutils.alloca_once(builder, vector.llvm)
+            builder.store(value, slot)
+            sums.append(slot)
+        a_rows = [builder.gep(a_, [builder.mul(_clamped(builder, r, rows_), a_row_)]) for r in range(acc.rows)]
+        full = builder.sdiv(n_, count)
+
+        def step(t: Any, factors: list[Any]) -> None:
+            b_at = builder.mul(t, b_step_)
+            for v in range(acc.vectors):
+                at = builder.add(b_at, ir.Constant(_I64, v * vector.lanes))
+                value = builder.load(_address(builder, b_, at, vector), align=_align(vector))
+                for r, factor in enumerate(factors):
+                    slot = sums[r * acc.vectors + v]
+                    name = f"llvm.fmuladd.{vector.suffix}"
+                    builder.store(_call(builder, name, vector.llvm, factor, value, builder.load(slot)), slot)
+
+        with cgutils.for_range(builder, full, intp=_I64) as loop:
+            at = builder.mul(loop.index, count)
+            step(loop.index, [builder.load(_address(builder, p, at, vector), align=_align(vector)) for p in a_rows])
+            for p in a_rows:
+                _ask(builder, builder.gep(p, [builder.add(at, ahead_)]))
+        at = builder.mul(full, count)
+        left = builder.sub(n_, at)
+        with builder.if_then(builder.icmp_signed(">", left, ir.Constant(_I64, 0))):
+            mask, zero = _first(builder, left, vector.lanes), ir.Constant(vector.llvm, None)
+            step(full, [_masked_load(builder, _address(builder, p, at, vector), vector, mask, zero) for p in a_rows])
+        return _pack(builder, acc, [builder.load(slot) for slot in sums])
+
+    return acc(acc, a, i64, i64, b, i64, i64, i64), codegen
+
+
+def _add_across(builder: Any, values: list[Any]) -> Any:
+    """One vector whose lane k is the sum of all lanes of values[k]: halves are folded, pair by pair, in one fixed tree."""
+    count = values[0].type.count
+    width = count
+    while width > 1:
+        half = width // 2
+        low = [s + k for s in range(0, 2 * count, width) for k in range(half)]
+        high = [k + half for k in low]
+        pairs = [(a, b) for a, b in zip(values[::2], values[1::2] + values[-1:])]
+        values = [builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high)) for a, b in pairs]
+        width = half
+    return values[0]
+
+
+@intrinsic
+def across(typingctx: Any, acc: Any) -> Any:
+    """The tile whose element k of row r is the sum over the lanes of acc[r, k]; beyond acc's vectors it is of no meaning."""
+    count = vector_of(acc.dtype).lanes
+    result = Tile(acc.dtype, acc.rows, -(-acc.vectors // count))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        values = _unpack(builder, acc, args[0])
+        sums = []
+        for row in range(0, len(values), acc.vectors):
+            for k in range(0, acc.vectors, count):
+                sums.append(_add_across(builder, values[row + k : row + min(k + count, acc.vectors)]))
+        return _pack(builder, result, sums)
+
+    return result(acc), codegen
+
+
+def _row(builder: Any, tile: Tile, p: Any, masks: list[Any]) -> list[Any]:
+    """tile.vectors vectors at p."""
+    vector = vector_of(tile.dtype)
+    values = []
+    for v, mask in enumerate(masks):
+        address = _address(builder, p, ir.Constant(_I64, v * vector.lanes), vector)
+        values.append(_masked_load(builder, address, vector, mask, ir.Constant(vector.llvm, None)))
+    return values
+
+
+@intrinsic
+def add_row(typingctx: Any, acc: Any, p: Any, columns: Any) -> Any:
+    """Add the `columns` values at p to every row: the bias."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        row = _row(builder, acc, args[1], _masks(builder, acc, args[2]))
+        values = _unpack(builder, acc, args[0])
+        return _pack(builder, acc, [builder.fadd(x, row[i % acc.vectors]) for i, x in enumerate(values)])
+
+    return acc(acc, p, types.int64), codegen
+
+
+@intrinsic
+def add_tile(typingctx: Any, acc: Any, p: Any, stride: Any, rows: Any, columns: Any) -> Any:
+    """Add what is in memory at p: `rows` rows of `columns` values, `stride` apart."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        packed, p_, stride_, rows_, columns_ = args
+        values, masks = _unpack(builder, acc, packed), _masks(builder, acc, columns_)
+        for r in range(acc.rows):
+            row = builder.gep(p_, [builder.mul(_clamped(builder, r, rows_), stride_)])
+            for v, value in enumerate(_row(builder, acc, row, masks)):
+                values[r * acc.vectors + v] = builder.fadd(value, values[r * acc.vectors + v])
+        return _pack(builder, acc, values)
+
+    return acc(acc, p, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def positive_part(typingctx: Any, acc: Any) -> Any:
+    """max(acc, 0); NaN stays NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(vector_of(acc.dtype).llvm, None)
+        return _pack(builder, acc, [_larger(builder, zero, x) for x in _unpack(builder, acc, args[0])])
+
+    return acc(acc), codegen
+
+
+@intrinsic
+def store_tile(typingctx: Any, acc: Any, p: Any, stride: Any, rows: Any, columns: Any) -> Any:
+    """Write the first `rows` rows to p, `stride` apart, `columns` values of each."""
+    vector, i64 = vector_of(acc.dtype), types.int64
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        packed, p_, stride_, rows_, columns_ = args
+        values, masks = _unpack(builder, acc, packed), _masks(builder, acc, columns_)
+        for r in range(acc.rows):
+            with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
+                row = builder.gep(p_, [builder.mul(ir.Constant(_I64, r), stride_)])
+                for v, mask in enumerate(masks):
+                    address = _address(builder, row, ir.Constant(_I64, v * vector.lanes), vector)
+                    _masked_store(builder, address, values[r * acc.vectors + v], vector, mask)
+        return context.get_dummy_value()
+
+    return types.void(acc, p, i64, i64, i64), codegen

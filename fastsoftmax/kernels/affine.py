@@ -1,0 +1,307 @@
+"""Matrix products of the affine layer: x @ weight + bias, grad_out @ weight.T, x.T @ grad_out.
+
+Three ways, chosen by shape alone:
+(a) Tiles of results in registers, lanes along the columns of the result (`_tile`). The second factor is copied, a panel of
+    columns at a time, where its rows lie far apart or where it has to be transposed.
+(b) Few columns (at most `THIN`): most of a vector would be empty. x @ weight then has its lanes along n_in, with weight
+    transposed once, and x.T @ grad_out is computed as (grad_out.T @ x).T.
+(c) Few rows (at most `FEW`): x @ weight reads weight once, as it lies.
+Sum order: along the inner index, in blocks of `DEPTH` (for x.T @ grad_out: of rows, see `SLAB` and `thin_rows`) whose sums are
+added in order. (b)'s x @ weight puts index k into lane k % lanes and folds the lanes in a fixed tree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._jit import CUBE_OUT, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
+from ._simd import (
+    constant, keep_alive, lanes, load, load_first, load_transposed, pointer, shift, store, store_first,
+)  # fmt: skip
+from ._tile import (
+    ROWS, VECTORS, WIDE, across, add_row, add_tile, multiply_add, multiply_add_ahead, multiply_add_lanes, positive_part,
+    store_tile, tile, tile_rows,
+)  # fmt: skip
+from .softmax import aligned
+
+THIN, FEW = 10, 3
+DEPTH = 1024
+SLAB = 256
+BLOCK = 256  # rows of x that pass through all panels before the next ones do: they stay in the second cache
+SPREAD = 32  # vectors from row to row, beyond which panels are copied: each row of a panel is on a page of its own then
+# (b)'s tiles: rows of x by classes, classes by vectors of x
+LANE_ROWS, LANE_COLUMNS = (2, 10) if WIDE else (1, 5)
+OUTER_ROWS, OUTER_VECTORS = (10, 2) if WIDE else (5, 1)
+LANE_DEPTH = 52  # vectors: that much of the transposed weight stays in a first cache of 48 KB, or 32 KB nearly
+AHEAD = 8  # rows
+GROUP = THIN  # vectors for one step of the transposed weight
+
+
+# ---- (a) ---------------------------------------------------------------------------------------------------------------
+@inline
+def panel_product(acc, a, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun):
+    """All rows of one panel of out (+)= a @ b; `acc` is an empty tile, which says the tiles' shape."""
+    height = tile_rows(acc)
+    for i in range(0, n_rows, height):
+        rows = min(height, n_rows - i)
+        c = multiply_add(acc, shift(a, i * a_row), a_row, a_step, rows, b, b_vector, b_step, columns, n)
+        to = shift(out, i * out_row)
+        if begun:
+            c = add_tile(c, to, out_row, rows, columns)
+        store_tile(c, to, out_row, rows, columns)
+
+
+@inline
+def panel_product_ended(acc, a, a_row, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun, biased, bias, relu):
+    """The same, and the bias and the rectifier while the results are in registers."""
+    height = tile_rows(acc)
+    for i in range(0, n_rows, height):
+        rows = min(height, n_rows - i)
+        c = multiply_add(acc, shift(a, i * a_row), a_row, 1, rows, b, b_vector, b_step, columns, n)
+        to = shift(out, i * out_row)
+        if begun:
+            c = add_tile(c, to, out_row, rows, columns)
+        if biased:
+            c = add_row(c, bias, columns)
+        if relu:
+            c = positive_part(c)
+        store_tile(c, to, out_row, rows, columns)
+
+
+@inline
+def copy_panel(b, b_row, n, columns, transposed, panel):
+    """Copy the n x columns panel at b, each vector's n steps side by side; zeros beyond its columns."""
+    step = lanes(b)
+    zero = constant(b, 0.0, 0.0)
+    spare = shift(panel, (columns + step - 1) // step * step * n)  # where a square ends that is not all ours
+    for j in range(0, columns, step):
+        to, width = shift(panel, j * n), min(step, columns - j)
+        if transposed:
+            for k in range(0, n, step):
+                depth = min(step, n - k)
+                square = shift(to, k * step) if depth == step else spare
+                load_transposed(shift(b, j * b_row + k), b_row, width, depth, square)
+                if depth < step:
+                    for t in range(depth):
+                        store(to, (k + t) * step, load(spare, t * step))
+        else:
+            for k in range(n):
+                store(to, k * step, load_first(b, k * b_row + j, width, zero))
+
+
+@signature(MATRIX_IN, MATRIX_IN, VECTOR_IN, FLAG, FLAG, MATRIX_OUT, INDEX, INDEX)
+def affine(x, weight, bias, transposed, relu, out, first, last):
+    """Rows [first, last) of out = x @ weight + bias (weight.T if `transposed`), of it the positive part if `relu`.
+
+    An empty bias stands for none.
+    """
+    n_in, n_out, n_rows, biased = x.shape[1], out.shape[1], last - first, bias.size > 0
+    x_, w, b, to = pointer(x, first * n_in), pointer(weight, 0), pointer(bias, 0), pointer(out, first * n_out)
+    step = lanes(w)
+    if n_out <= THIN and not transposed:
+        scratch = np.empty(((n_in // step + 1) * GROUP + step + 1) * step, out.dtype)
+        turned = aligned(scratch)
+        turn_weight(w, n_in, n_out, turned)
+        block = thin_rows(w, n_in)
+        for i in range(0, n_rows, block):
+            rows, p, q = min(block, n_rows - i), shift(x_, i * n_in), shift(to, i * n_out)
+            thin_product(p, rows, n_in, turned, n_out, biased, b, relu, q)
+        keep_alive(scratch)
+        return
+    copied = transposed or (n_rows > 4 * ROWS and n_out > SPREAD * step)
+    span = 8 * step if n_rows <= FEW and not copied else VECTORS * step
+    scratch = np.empty((min(n_in, DEPTH) * VECTORS + step + 1) * step if copied else 0, out.dtype)
+    panel = aligned(scratch)
+    for i in range(0, n_rows, BLOCK):
+        rows = min(BLOCK, n_rows - i)
+        for k in range(0, max(n_in, 1), DEPTH):
+            depth = min(DEPTH, n_in - k)
+            begun, ended = k > 0, k + DEPTH >= n_in
+            for j in range(0, n_out, span):
+                columns = min(span, n_out - j)
+                p, q, c = shift(x_, i * n_in + k), shift(w, k * n_out + j), shift(to, i * n_out + j)
+                q_vector, q_step = step, n_out
+                if copied:
+                    if transposed:
+                        copy_panel(shift(w, j * n_in + k), n_in, depth, columns, True, panel)
+                    else:
+                        copy_panel(q, n_out, depth, columns, False, panel)
+                    q, q_vector, q_step = panel, depth * step, step
+                add, rectify, add_to = biased and ended, relu and ended, shift(b, j)
+                if rows <= FEW:
+                    panel_product_ended(
+                        tile(p, 1, 8), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
+                        add, add_to, rectify,
+                    )  # fmt: skip
+                elif columns > 2 * step:
+                    panel_product_ended(
+                        tile(p, ROWS, VECTORS), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
+                        add, add_to, rectify,
+                    )  # fmt: skip
+                elif columns > step:
+                    panel_product_ended(
+                        tile(p, ROWS, 2), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
+                        add, add_to, rectify,
+                    )  # fmt: skip
+                else:
+                    panel_product_ended(
+                        tile(p, ROWS, 1), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
+                        add, add_to, rectify,
+                    )  # fmt: skip
+    keep_alive(scratch)
+
+
+@signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX)
+def affine_grad_weight(grad_out, x, grad_weight, grad_bias, first, last):
+    """Rows [first, last) of grad_weight = x.T @ grad_out; with row 0 also grad_bias = grad_out.sum(0), unless it is empty."""
+    n_rows, n_in, n_out = x.shape[0], x.shape[1], grad_out.shape[1]
+    step = lanes(pointer(x, 0))
+    copied = n_out > SPREAD * step
+    scratch = np.empty((SLAB * VECTORS + 1) * step if copied else 0, x.dtype)
+    panel = aligned(scratch)
+    ones = np.ones(1, x.dtype)
+    span = VECTORS * step
+    for i in range(0, max(n_rows, 1), SLAB):
+        n, begun = min(SLAB, n_rows - i), i > 0
+        for j in range(0, n_out, span):
+            columns = min(span, n_out - j)
+            a, b, to = pointer(x, i * n_in + first), pointer(grad_out, i * n_out + j), pointer(grad_weight, first * n_out + j)
+            b_vector, b_step = step, n_out
+            if copied:
+                copy_panel(b, n_out, n, columns, False, panel)
+                b, b_vector, b_step = panel, n * step, step
+            if columns > 2 * step:
+                panel_product(
+                    tile(a, ROWS, VECTORS), a, 1, n_in, last - first, b, b_vector, b_step, columns, n, to, n_out, begun
+                )
+            elif columns > step:
+                panel_product(
+                    tile(a, ROWS, 2), a, 1, n_in, last - first, b, b_vector, b_step, columns, n, to, n_out, begun
+                )
+            else:
+                panel_product(
+                    tile(a, ROWS, 1), a, 1, n_in, last - first, b, b_vector, b_step, columns, n, to, n_out, begun
+                )
+            if first == 0 and grad_bias.size:
+                one, to = pointer(ones, 0), pointer(grad_bias, j)
+                panel_product(tile(a, 1, VECTORS), one, 0, 0, 1, b, b_vector, b_step, columns, n, to, 0, begun)
+    keep_alive(scratch)
+
+
+# ---- (b) ---------------------------------------------------------------------------------------------------------------
+@inline
+def turn_weight(weight, n_in, n_out, turned):
+    """weight.T for `multiply_add_lanes`: at (k // lanes * GROUP + c) * lanes the vector of weight[k, c], ...; then zeros.
+
+    A square is wider than its group: it runs into the next one, which is written after it.
+    """
+    step = lanes(weight)
+    zero = constant(weight, 0.0, 0.0)
+    for k in range(0, n_in, step):
+        depth = min(step, n_in - k)
+        for c in range(0, n_out, step):
+            square = shift(turned, k * GROUP + c * step)
+            load_transposed(shift(weight, k * n_out + c), n_out, depth, min(step, n_out - c), square)
+            if depth < step:
+                for j in range(step):
+                    store(square, j * step, load_first(square, j * step, depth, zero))
+
+
+@inline
+def thin_product(x, n_rows, n_in, turned, n_out, biased, bias, relu, out):
+    """out = x @ weight + bias from `turn_weight`'s copy; all are pointers."""
+    step = lanes(x)
+    for k in range(0, max(n_in, 1), LANE_DEPTH * step):
+        depth = min(LANE_DEPTH * step, n_in - k)
+        begun, ended = k > 0, k + depth == n_in
+        for j in range(0, n_out, LANE_COLUMNS):
+            columns = min(LANE_COLUMNS, n_out - j)
+            for i in range(0, n_rows, LANE_ROWS):
+                rows, to = min(LANE_ROWS, n_rows - i), shift(out, i * n_out + j)
+                p, q = shift(x, i * n_in + k), shift(turned, k * GROUP + j * step)
+                acc = tile(x, LANE_ROWS, LANE_COLUMNS)
+                c = across(multiply_add_lanes(acc, p, n_in, rows, q, GROUP * step, depth, AHEAD * n_in))
+                if begun:
+                    c = add_tile(c, to, n_out, rows, columns)
+                if biased and ended:
+                    c = add_row(c, shift(bias, j), columns)
+                if relu and ended:
+                    c = positive_part(c)
+                store_tile(c, to, n_out, rows, columns)
+
+
+@inline
+def thin_rows(like, n_in):
+    """How many rows (b) takes at a time: as many as fill a quarter of a second cache of 1 MB, but at least 16."""
+    return max(16, 4096 // (n_in // lanes(like) + 1) // 16 * 16)
+
+
+@inline
+def thin_outer(grad_out, x, n, n_in, n_out, out, begun, ahead):
+    """out (+)= grad_out.T @ x over n rows, out being (n_out, n_in); all are pointers.
+
+    Asks for the memory from `ahead` on, as much as x's n rows are: the next rows, in their order in memory. Read by tiles, two
+    lines of a row and then two of the next, they would come from memory at a third of the speed.
+    """
+    step = lanes(x)
+    for c in range(0, n_out, OUTER_ROWS):
+        rows = min(OUTER_ROWS, n_out - c)
+        for j in range(0, n_in, OUTER_VECTORS * step):
+            columns = min(OUTER_VECTORS * step, n_in - j)
+            acc, to = tile(x, OUTER_ROWS, OUTER_VECTORS), shift(out, c * n_in + j)
+            acc = multiply_add_ahead(
+                acc, shift(grad_out, c), 1, n_out, rows, shift(x, j), step, n_in, columns, n, shift(ahead, j * n)
+            )
+            if begun:
+                acc = add_tile(acc, to, n_in, rows, columns)
+            store_tile(acc, to, n_in, rows, columns)
+
+
+@inline
+def add_rows(matrix, n_rows, n_columns, one, out, begun):
+    """out (+)= the sum over the rows; `one` points to a 1."""
+    step = lanes(matrix)
+    for j in range(0, n_columns, step):
+        columns = min(step, n_columns - j)
+        acc = multiply_add(tile(matrix, 1, 1), one, 0, 0, 1, shift(matrix, j), step, n_columns, columns, n_rows)
+        if begun:
+            acc = add_tile(acc, shift(out, j), 0, 1, columns)
+        store_tile(acc, shift(out, j), 0, 1, columns)
+
+
+@signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX)
+def thin_grad_weight(grad_out, x, part, part_bias, first, last):
+    """Over rows [first, last): part = grad_out.T @ x and part_bias = grad_out.sum(0)."""
+    n_in, n_out = x.shape[1], grad_out.shape[1]
+    ones = np.ones(1, x.dtype)
+    block = thin_rows(pointer(x, 0), n_in)
+    for i in range(first, max(last, first + 1), block):
+        n, begun = min(block, last - i), i > first
+        a, b = pointer(grad_out, i * n_out), pointer(x, i * n_in)
+        thin_outer(a, b, n, n_in, n_out, pointer(part, 0), begun, shift(b, n * n_in))
+        add_rows(a, n, n_out, pointer(ones, 0), pointer(part_bias, 0), begun)
+
+
+@signature(CUBE_OUT, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT)
+def add_thin_parts(parts, parts_bias, grad_weight, grad_bias):
+    """grad_weight = the sum of the parts in their order, transposed; grad_bias likewise. Overwrites the first part."""
+    n_in, n_out = grad_weight.shape
+    p, to = pointer(parts, 0), pointer(grad_weight, 0)
+    step, size = lanes(p), n_in * n_out
+    scratch = np.empty((step + 1) * step, parts.dtype)
+    square, zero = aligned(scratch), constant(p, 0.0, 0.0)
+    for c in range(1, parts.shape[0]):
+        for j in range(0, size, step):
+            count = min(step, size - j)
+            store_first(p, j, load_first(p, j, count, zero) + load_first(p, c * size + j, count, zero), count)
+        for j in range(n_out):
+            parts_bias[0, j] += parts_bias[c, j]
+    for j in range(n_out):
+        grad_bias[j] = parts_bias[0, j]
+    for k in range(0, n_in, step):
+        for c in range(0, n_out, step):
+            width = min(step, n_in - k)
+            load_transposed(shift(p, c * n_in + k), n_in, min(step, n_out - c), width, square)
+            for j in range(width):
+                store_first(to, (k + j) * n_out + c, load(square, j * step), min(step, n_out - c))
+    keep_alive(scratch)

@@ -1,0 +1,63 @@
+"""A thin classifier head in one pass: logits, loss, their gradient and all gradients of the affine layer, block by block.
+
+A block of rows of x is read from memory once, for x @ weight, and lies in the second cache when grad_logits.T @ x comes to it;
+the logits and their gradient never leave the first. The row math is `cross_entropy`'s own, so its bounds hold here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._jit import DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, signature
+from ._simd import keep_alive, lanes, pointer, shift
+from ._tile import ROWS, multiply_add, store_tile, tile
+from .affine import GROUP, add_rows, thin_outer, thin_product, thin_rows, turn_weight
+from .cross_entropy import cross_entropy_with_grad
+from .softmax import aligned
+
+
+@signature(
+    MATRIX_IN, MATRIX_IN, VECTOR_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, REAL, REAL,
+    VECTOR_OUT, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX, returns=REAL,
+)  # fmt: skip
+def linear_cross_entropy(
+    x, weight, bias, targets, class_weight, sample_weight, ignore_index, scale, denominator,
+    losses, grad_x, part, part_bias, first, last,
+):  # fmt: skip
+    """Rows [first, last): the sum of the weighted losses; into `losses`, `grad_x`, `part` and `part_bias` what has a size.
+
+    part (n_out, n_in) and part_bias are these rows' share of the gradients, see `affine.add_thin_parts`. Arrays of length 0
+    stand for "not given" and "not wanted". At most `affine.THIN` classes. Gradients are times scale / denominator.
+    """
+    n_in, n_out = weight.shape
+    w = pointer(weight, 0)
+    step = lanes(w)
+    block = thin_rows(w, n_in)
+    scratch = np.empty(((n_in // step + 1) * GROUP + step + 1) * step, x.dtype)
+    turned = aligned(scratch)
+    turn_weight(w, n_in, n_out, turned)
+    logits, ones, nothing = np.empty((block, n_out), x.dtype), np.ones(1, x.dtype), np.empty(0, np.float64)
+    g = pointer(logits, 0)
+    loss = 0.0
+    for i in range(first, last, block):
+        n, begun = min(block, last - i), i > first
+        rows = slice(i, i + n)
+        a = pointer(x, i * n_in)
+        thin_product(a, n, n_in, turned, n_out, bias.size > 0, pointer(bias, 0), False, g)
+        loss += cross_entropy_with_grad(
+            logits, targets[rows], class_weight, sample_weight[rows] if sample_weight.size else sample_weight,
+            ignore_index, nothing, scale, denominator, losses[rows] if losses.size else losses, logits, False, 0, n,
+        )  # fmt: skip
+        if part.size:
+            thin_outer(g, a, n, n_in, n_out, pointer(part, 0), begun, shift(a, n * n_in))
+            add_rows(g, n, n_out, pointer(ones, 0), pointer(part_bias, 0), begun)
+        if grad_x.size:
+            for k in range(0, n_in, step):
+                for r in range(0, n, ROWS):
+                    height, columns = min(ROWS, n - r), min(step, n_in - k)
+                    acc = tile(w, ROWS, 1)
+                    b = shift(turned, k * GROUP)
+                    acc = multiply_add(acc, shift(g, r * n_out), n_out, 1, height, b, step, step, columns, n_out)
+                    store_tile(acc, pointer(grad_x, (i + r) * n_in + k), n_in, height, columns)
+    keep_alive(scratch)
+    return loss
