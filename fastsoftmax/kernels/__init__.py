@@ -36,6 +36,11 @@ MODULES: dict[str, str] = {
     "adam_update": "elementwise",
     "gather": "elementwise",
     "gather_bytes": "elementwise",
+    "affine": "affine",
+    "affine_grad_weight": "affine",
+    "thin_grad_weight": "affine",
+    "add_thin_parts": "affine",
+    "linear_cross_entropy": "linear_cross_entropy",
 }
 
 
