@@ -1,7 +1,7 @@
 """The affine layer and the classifier head over it: which kernel, which chunks, which threads.
 
-All arrays are C-contiguous matrices of one dtype, checked by the caller. Chunks depend on shapes alone, never on the number of
-threads, and every sum over chunks is taken in their order.
+All arrays are C-contiguous matrices of one dtype, checked by the caller. Chunks depend on shapes alone, never on the number
+of threads, and what the chunks give is added in their order.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._arrays import NOTHING
-from ._threads import run_chunks
+from ._threads import run_rows
 from .kernels import KERNELS
 
 Array = NDArray[Any]
@@ -21,66 +20,102 @@ Array = NDArray[Any]
 THIN = 10  # classes: as many as the thin kernels take
 CHUNK = 1 << 24  # multiply-adds: 150 us; two of them are worth a second thread
 QUIET = 1 << 22  # multiply-adds: below, the GIL is kept: handing it over costs up to 5 ms beside a busy Python thread
-GRAIN = 16  # chunks are multiples of this many rows, so that tiles are full
+GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
+HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
+HEAD_ROWS, HEAD_MOST = 256, 32 << 20  # but this many rows, so that weight is not read too often, unless logits take more
 
 
-def _chunks(n: int, work: int) -> tuple[int, int]:
+def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
     """(number of chunks, size of each): a power of two, so that two or four threads get equal shares."""
     n_chunks = 1
-    while n_chunks * CHUNK < work and n_chunks * 2 * GRAIN <= n:
+    while n_chunks * CHUNK < work and n_chunks * 2 * grain <= n:
         n_chunks *= 2
     size = -(-n // n_chunks)
-    size += -size % GRAIN
-    return max(1, -(-n // size)) if size else 1, size
+    size = max(1, size + -size % GRAIN)
+    return max(1, -(-n // size)), size
 
 
-def _run(n: int, work: int, call: Callable[[int, int, bool], Any]) -> None:
-    n_chunks, size = _chunks(n, work)
-    if n_chunks == 1:
-        call(0, n, work > QUIET)
-    else:
-        run_chunks(lambda i: call(i * size, min(n, (i + 1) * size), True), n_chunks)
+def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN) -> list[Any]:
+    n_chunks, size = _chunks(n, work, grain)
+    return [call(0, n, work > QUIET)] if n_chunks == 1 else run_rows(call, n, size)
+
+
+def _nothing(dtype: Any) -> Array:
+    return np.empty(0, dtype)
 
 
 def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: bool = False) -> Array:
     """out = x @ weight + bias, or its positive part."""
-    kernel = KERNELS["affine"][x.dtype]
-    b = NOTHING.astype(x.dtype) if bias is None else bias
-    _run(len(x), x.size * weight.shape[1], lambda i, j, release: kernel(x, weight, b, False, relu, out, i, j, release))
+    kernel = KERNELS["affine"][out.dtype]
+    b = _nothing(out.dtype) if bias is None else bias
+    _run(lambda *rows: kernel(x, weight, b, False, relu, out, *rows), len(out), x.size * weight.shape[1])
     return out
 
 
-def grad_x(grad_out: Array, weight: Array, out: Array) -> Array:
+def affine_grad_x(grad_out: Array, weight: Array, out: Array) -> Array:
     """out = grad_out @ weight.T"""
-    kernel, none = KERNELS["affine"][weight.dtype], NOTHING.astype(weight.dtype)
+    kernel, none = KERNELS["affine"][out.dtype], _nothing(out.dtype)
     _run(
-        len(out), grad_out.size * weight.shape[0],
-        lambda i, j, release: kernel(grad_out, weight, none, True, False, out, i, j, release),
+        lambda *rows: kernel(grad_out, weight, none, True, False, out, *rows), len(out),
+        grad_out.size * weight.shape[0], PANEL,
     )  # fmt: skip
     return out
 
 
-def grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: Array) -> None:
-    """weight_out = x.T @ grad_out and bias_out = grad_out.sum(axis=0)."""
+def affine_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: Array, *, adding: bool = False) -> None:
+    """weight_out = x.T @ grad_out and bias_out = grad_out.sum(axis=0); or add them to what is there."""
     n_in, n_out = weight_out.shape
     work = x.size * n_out
-    if n_out > THIN or not len(x):
+    if n_in == 0:
+        bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
+    elif n_out > THIN or adding:
         kernel = KERNELS["affine_grad_weight"][x.dtype]
-        _run(n_in, work, lambda i, j, release: kernel(grad_out, x, weight_out, bias_out, i, j, release))
-        if not n_in:
-            np.sum(grad_out, axis=0, out=bias_out)
-        return
-    kernel = KERNELS["thin_grad_weight"][x.dtype]
-    parts, parts_bias, size = _parts(len(x), weight_out)
-    _run(
-        len(x), work,
-        lambda i, j, release: kernel(grad_out, x, parts[i // size], parts_bias[i // size], i, j, release),
-    )  # fmt: skip
-    KERNELS["add_thin_parts"][x.dtype](parts, parts_bias, weight_out, bias_out, False)
+        _run(lambda *columns: kernel(grad_out, x, weight_out, bias_out, adding, *columns), n_in, work, PANEL)
+    elif len(x) == 0:
+        weight_out[...], bias_out[...] = 0, 0
+    else:
+        kernel = KERNELS["thin_grad_weight"][x.dtype]
+        parts, parts_bias, size = _parts(len(x), weight_out)
+        _run(lambda *rows: kernel(grad_out, x, parts, parts_bias, size, *rows), len(x), work)
+        KERNELS["add_thin_parts"][x.dtype](parts, parts_bias, weight_out, bias_out, work > QUIET)
 
 
 def _parts(n_rows: int, weight: Array) -> tuple[Array, Array, int]:
     """Room for each chunk's share of the gradients, and the rows of a chunk."""
-    n_in, n_out = weight.shape
-    n_chunks, size = _chunks(n_rows, n_rows * weight.size)
-    return np.empty((n_chunks, n_out, n_in), weight.dtype), np.empty((n_chunks, n_out), weight.dtype), max(1, size)
+    n_chunks, size = _chunks(n_rows, n_rows * weight.size, GRAIN)
+    shape = n_chunks, *weight.T.shape
+    return np.empty(shape, weight.dtype), np.empty(shape[:2], weight.dtype), size
+
+
+def thin_head(
+    x: Array, weight: Array, bias: Array | None, labels: Array, class_weight: Array, sample_weight: Array,
+    ignore_index: int, scale: float, denominator: float, losses: Array, grad_x: Array | None,
+    grad_weight: Array | None, grad_bias: Array | None,
+) -> float:  # fmt: skip
+    """Sum of the weighted losses of a head of at most `THIN` classes, and with grad_weight the gradients, in one pass."""
+    kernel, dtype = KERNELS["linear_cross_entropy"][x.dtype], x.dtype
+    b = _nothing(dtype) if bias is None else bias
+    gx = np.empty((0, 0), dtype) if grad_x is None else grad_x
+    if grad_weight is None:
+        parts, parts_bias, size = np.empty((0, 0, 0), dtype), np.empty((0, 0), dtype), max(1, len(x))
+    else:
+        parts, parts_bias, size = _parts(len(x), grad_weight)
+    work = x.size * weight.shape[1] * (1 if grad_weight is None else 2)
+    total = sum(
+        _run(
+            lambda *rows: kernel(
+                x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
+                parts, parts_bias, size, *rows,
+            ),
+            len(x), x.size * weight.shape[1],
+        )
+    )  # fmt: skip
+    if grad_weight is not None and grad_bias is not None:
+        KERNELS["add_thin_parts"][dtype](parts, parts_bias, grad_weight, grad_bias, work > QUIET)
+    return total
+
+
+def wide_head_rows(n_in: int, n_out: int, itemsize: int) -> int:
+    """How many rows of a wide head are taken at a time."""
+    most = min(HEAD_ROWS, HEAD_MOST // (n_out * itemsize))
+    return max(GRAIN, most, HEAD_BYTES // ((n_in + n_out) * itemsize) // GRAIN * GRAIN)

@@ -8,6 +8,7 @@ for every number of threads, every memory layout, and whatever other rows are in
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _arrays
+from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
 from ._threads import get_num_threads, num_threads, run_chunks, set_num_threads
 from .kernels import KERNELS, build_all, environment
@@ -583,13 +584,23 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     x, weight, b = _affine_inputs(x, weight, bias)
     dtype = _arrays.common_dtype(x, weight)
     result = _arrays.result_array(out, x.shape[:-1] + weight.shape[1:], dtype)
-    computed = COMPUTED_IN[dtype]
-    a, w = (_arrays.contiguous(v, computed) for v in (x, weight))
-    product = np.matmul(a, w)
-    if b is not None:
-        product += b
-    result[...] = product
+    if result.size:
+        rows, w, b = _as_matrices(COMPUTED_IN[dtype], x, weight, b)
+        whole = tuple(range(result.ndim))
+        inputs = (rows, w) if b is None else (rows, w, b)
+        direct = _arrays.is_rows(result, whole, rows.dtype) and not any(np.may_share_memory(result, a) for a in inputs)
+        shape = len(rows), w.shape[1]
+        target = _affine.affine(rows, w, b, result.reshape(shape) if direct else np.empty(shape, rows.dtype))
+        if not direct:
+            result[...] = target.reshape(result.shape)
     return result
+
+
+def _as_matrices(dtype: Any, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
+    """As kernels take them: x as a matrix, all C-contiguous and of one dtype."""
+    rows = _arrays.contiguous(x, dtype).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    b = None if bias is None else _arrays.contiguous(bias, dtype)
+    return rows, _arrays.contiguous(weight, dtype), b
 
 
 def _affine_inputs(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None) -> tuple[Array, Array, Array | None]:
@@ -638,11 +649,14 @@ def affine_backward(
     g = _arrays.floats(grad_out, "grad_out")
     _arrays.grad_out_shape(g, x, weight)
     dtype = _arrays.common_dtype(g, x, weight)
-    computed = COMPUTED_IN[dtype]
-    g, x, w = (_arrays.contiguous(v, computed) for v in (g, x, weight))
-    g2, x2 = g.reshape(-1 if g.shape[-1] else int(np.prod(g.shape[:-1])), g.shape[-1]), x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    grad_x = np.matmul(g, w.T).astype(dtype, copy=False) if need_grad_x else None
-    return grad_x, np.matmul(x2.T, g2).astype(dtype, copy=False), g2.sum(axis=0).astype(dtype, copy=False)
+    rows, w, _ = _as_matrices(COMPUTED_IN[dtype], x, weight, None)
+    g_rows = _arrays.contiguous(g, rows.dtype).reshape(len(rows), w.shape[1])
+    grad_weight, grad_bias = np.empty_like(w), np.empty(w.shape[1], w.dtype)
+    _affine.affine_grad_weight(g_rows, rows, grad_weight, grad_bias)
+    grad_x = None
+    if need_grad_x:
+        grad_x = _affine.affine_grad_x(g_rows, w, np.empty_like(rows)).reshape(x.shape).astype(dtype, copy=False)
+    return grad_x, grad_weight.astype(dtype, copy=False), grad_bias.astype(dtype, copy=False)
 
 
 def relu(x: ArrayLike, *, out: Array | None = None) -> Array:
@@ -757,10 +771,10 @@ def linear_cross_entropy(
     >>> round(linear_cross_entropy([[1.0]], [[0.0, 0.0]], [1]), 6)
     0.693147
     """
-    return cross_entropy(
-        affine(x, weight, bias), targets, class_weight=class_weight, sample_weight=sample_weight,
-        ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction,
-    )  # fmt: skip
+    loss, _ = _head(
+        x, weight, targets, bias, class_weight, sample_weight, ignore_index, label_smoothing, reduction, False, False
+    )
+    return loss
 
 
 def linear_cross_entropy_with_grad(
@@ -803,13 +817,57 @@ def linear_cross_entropy_with_grad(
     >>> grad_weight
     array([[ 0.5, -0.5]])
     """
-    logits = affine(x, weight, bias)
-    loss, grad_logits = cross_entropy_with_grad(
-        logits, targets, class_weight=class_weight, sample_weight=sample_weight, ignore_index=ignore_index,
-        label_smoothing=label_smoothing, reduction=reduction, out=logits,
+    loss, grads = _head(
+        x, weight, targets, bias, class_weight, sample_weight, ignore_index, label_smoothing, reduction, True, need_grad_x
+    )
+    return loss, grads
+
+
+def _head(
+    x: ArrayLike, weight: ArrayLike, targets: ArrayLike, bias: ArrayLike | None, class_weight: ArrayLike | None,
+    sample_weight: ArrayLike | None, ignore_index: int, label_smoothing: float, reduction: str, need_grads: bool,
+    need_grad_x: bool,
+) -> Any:  # fmt: skip
+    """(loss, gradients) of the classifier head, a block of rows at a time."""
+    x, weight, b = _affine_inputs(x, weight, bias)
+    dtype = _arrays.common_dtype(x, weight)
+    rows, w, b = _as_matrices(COMPUTED_IN[dtype], x, weight, b)
+    (n_rows, n_in), n_out = rows.shape, w.shape[1]
+    loss = _loss_arguments(
+        targets, x.shape[:-1] + (n_out,), (x.ndim - 1,), rows.dtype, class_weight, sample_weight, ignore_index,
+        label_smoothing, reduction,
     )  # fmt: skip
-    grad_x, grad_weight, grad_bias = affine_backward(grad_logits, x, weight, need_grad_x=need_grad_x)
-    return loss, (grad_x, grad_weight, None if bias is None else grad_bias)
+    losses = np.empty(0 if loss.sums() else n_rows, rows.dtype)
+    grad_x = np.empty_like(rows) if need_grads and need_grad_x else None
+    grad_weight = np.zeros_like(w) if need_grads else None
+    grad_bias = np.zeros(n_out, w.dtype) if need_grads else None
+    total = 0.0
+    if n_rows and n_out and n_in and n_out <= _affine.THIN and not (loss.probs.size or loss.smoothing):
+        total = _affine.thin_head(
+            rows, w, b, loss.labels, loss.class_weight, loss.sample_weight, loss.ignore_index, 1.0,
+            loss.denominator if loss.reduction == "mean" else 1.0, losses, grad_x, grad_weight, grad_bias,
+        )  # fmt: skip
+    elif n_rows and n_out:
+        size = _affine.wide_head_rows(n_in, n_out, w.itemsize)
+        buffer = np.empty((min(size, n_rows), n_out), w.dtype)
+        for first in range(0, n_rows, size):
+            block = slice(first, first + size)
+            logits = _affine.affine(rows[block], w, b, buffer[: n_rows - first])
+            some = loss._replace(
+                labels=loss.labels[block], probs=loss.probs[block], sample_weight=loss.sample_weight[block]
+            )
+            if grad_weight is None or grad_bias is None:
+                total += _total_loss(logits, some, losses[block])
+                continue
+            total += _fill_gradient(logits, some, 1.0, NOTHING, losses[block], logits)
+            _affine.affine_grad_weight(logits, rows[block], grad_weight, grad_bias, adding=True)
+            if grad_x is not None:
+                _affine.affine_grad_x(logits, w, grad_x[block])
+    grads = [
+        None if g is None else g.reshape(shape).astype(dtype, copy=False)
+        for g, shape in ((grad_x, x.shape), (grad_weight, w.shape), (None if b is None else grad_bias, (n_out,)))
+    ]
+    return _reduced(loss, total, losses, dtype), tuple(grads)
 
 
 # ---- the library itself ---------------------------------------------------------------------------------------------------

@@ -151,9 +151,12 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
     keep_alive(scratch)
 
 
-@signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX)
-def affine_grad_weight(grad_out, x, grad_weight, grad_bias, first, last):
-    """Rows [first, last) of grad_weight = x.T @ grad_out; with row 0 also grad_bias = grad_out.sum(0), unless it is empty."""
+@signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, VECTOR_OUT, FLAG, INDEX, INDEX)
+def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last):
+    """Rows [first, last) of grad_weight = x.T @ grad_out; with row 0 also grad_bias = grad_out.sum(0), unless it is empty.
+
+    If `adding`, they are added to what is there.
+    """
     n_rows, n_in, n_out = x.shape[0], x.shape[1], grad_out.shape[1]
     step = lanes(pointer(x, 0))
     copied = n_out > SPREAD * step
@@ -162,7 +165,7 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, first, last):
     ones = np.ones(1, x.dtype)
     span = VECTORS * step
     for i in range(0, max(n_rows, 1), SLAB):
-        n, begun = min(SLAB, n_rows - i), i > 0
+        n, begun = min(SLAB, n_rows - i), adding or i > 0
         for j in range(0, n_out, span):
             columns = min(span, n_out - j)
             a, b, to = pointer(x, i * n_in + first), pointer(grad_out, i * n_out + j), pointer(grad_weight, first * n_out + j)
@@ -186,6 +189,7 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, first, last):
                 one, to = pointer(ones, 0), pointer(grad_bias, j)
                 panel_product(tile(a, 1, VECTORS), one, 0, 0, 1, b, b_vector, b_step, columns, n, to, 0, begun)
     keep_alive(scratch)
+    keep_alive(ones)
 
 
 # ---- (b) ---------------------------------------------------------------------------------------------------------------
@@ -269,17 +273,19 @@ def add_rows(matrix, n_rows, n_columns, one, out, begun):
         store_tile(acc, shift(out, j), 0, 1, columns)
 
 
-@signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX)
-def thin_grad_weight(grad_out, x, part, part_bias, first, last):
-    """Over rows [first, last): part = grad_out.T @ x and part_bias = grad_out.sum(0)."""
+@signature(MATRIX_IN, MATRIX_IN, CUBE_OUT, MATRIX_OUT, INDEX, INDEX, INDEX)
+def thin_grad_weight(grad_out, x, parts, parts_bias, size, first, last):
+    """Over rows [first, last): grad_out.T @ x and grad_out.sum(0), into the parts of chunk number first // size."""
     n_in, n_out = x.shape[1], grad_out.shape[1]
-    ones = np.ones(1, x.dtype)
-    block = thin_rows(pointer(x, 0), n_in)
-    for i in range(first, max(last, first + 1), block):
+    ones, one = np.ones(1, x.dtype), first // size
+    to, to_bias = pointer(parts, one * n_in * n_out), pointer(parts_bias, one * n_out)
+    block = thin_rows(to, n_in)
+    for i in range(first, last, block):
         n, begun = min(block, last - i), i > first
         a, b = pointer(grad_out, i * n_out), pointer(x, i * n_in)
-        thin_outer(a, b, n, n_in, n_out, pointer(part, 0), begun, shift(b, n * n_in))
-        add_rows(a, n, n_out, pointer(ones, 0), pointer(part_bias, 0), begun)
+        thin_outer(a, b, n, n_in, n_out, to, begun, shift(b, n * n_in))
+        add_rows(a, n, n_out, pointer(ones, 0), to_bias, begun)
+    keep_alive(ones)
 
 
 @signature(CUBE_OUT, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, signature
+from ._jit import CUBE_OUT, DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, signature
 from ._simd import keep_alive, lanes, pointer, shift
 from ._tile import ROWS, multiply_add, store_tile, tile
 from .affine import GROUP, add_rows, thin_outer, thin_product, thin_rows, turn_weight
@@ -18,16 +18,16 @@ from .softmax import aligned
 
 @signature(
     MATRIX_IN, MATRIX_IN, VECTOR_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, REAL, REAL,
-    VECTOR_OUT, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX, returns=REAL,
+    VECTOR_OUT, MATRIX_OUT, CUBE_OUT, MATRIX_OUT, INDEX, INDEX, INDEX, returns=REAL,
 )  # fmt: skip
 def linear_cross_entropy(
     x, weight, bias, targets, class_weight, sample_weight, ignore_index, scale, denominator,
-    losses, grad_x, part, part_bias, first, last,
+    losses, grad_x, parts, parts_bias, size, first, last,
 ):  # fmt: skip
-    """Rows [first, last): the sum of the weighted losses; into `losses`, `grad_x`, `part` and `part_bias` what has a size.
+    """Rows [first, last): the sum of the weighted losses; into `losses`, `grad_x` and `parts` what has a size.
 
-    part (n_out, n_in) and part_bias are these rows' share of the gradients, see `affine.add_thin_parts`. Arrays of length 0
-    stand for "not given" and "not wanted". At most `affine.THIN` classes. Gradients are times scale / denominator.
+    parts[k] (n_out, n_in) and parts_bias[k] are chunk k's share of the gradients, k being first // size; for their sum see
+    `affine.add_thin_parts`. Arrays of length 0 stand for "not given" and "not wanted". At most `affine.THIN` classes. Gradients are times scale / denominator.
     """
     n_in, n_out = weight.shape
     w = pointer(weight, 0)
@@ -37,7 +37,8 @@ def linear_cross_entropy(
     turned = aligned(scratch)
     turn_weight(w, n_in, n_out, turned)
     logits, ones, nothing = np.empty((block, n_out), x.dtype), np.ones(1, x.dtype), np.empty(0, np.float64)
-    g = pointer(logits, 0)
+    g, one = pointer(logits, 0), pointer(ones, 0)
+    to, to_bias = pointer(parts, first // size * n_in * n_out), pointer(parts_bias, first // size * n_out)
     loss = 0.0
     for i in range(first, last, block):
         n, begun = min(block, last - i), i > first
@@ -48,9 +49,9 @@ def linear_cross_entropy(
             logits, targets[rows], class_weight, sample_weight[rows] if sample_weight.size else sample_weight,
             ignore_index, nothing, scale, denominator, losses[rows] if losses.size else losses, logits, False, 0, n,
         )  # fmt: skip
-        if part.size:
-            thin_outer(g, a, n, n_in, n_out, pointer(part, 0), begun, shift(a, n * n_in))
-            add_rows(g, n, n_out, pointer(ones, 0), pointer(part_bias, 0), begun)
+        if parts.size:
+            thin_outer(g, a, n, n_in, n_out, to, begun, shift(a, n * n_in))
+            add_rows(g, n, n_out, one, to_bias, begun)
         if grad_x.size:
             for k in range(0, n_in, step):
                 for r in range(0, n, ROWS):
@@ -60,4 +61,6 @@ def linear_cross_entropy(
                     acc = multiply_add(acc, shift(g, r * n_out), n_out, 1, height, b, step, step, columns, n_out)
                     store_tile(acc, pointer(grad_x, (i + r) * n_in + k), n_in, height, columns)
     keep_alive(scratch)
+    keep_alive(logits)
+    keep_alive(ones)
     return loss
