@@ -24,7 +24,7 @@ LONG_SECONDS = 20e-3
 """Calls longer than this neither wait nor warm up: it would change nothing but the time spent."""
 
 ROUND_SECONDS = 2.0
-"""Where one round takes longer than this, three rounds must do."""
+"""Where one round takes longer than this, two rounds must do."""
 
 
 def environment(n_threads: int) -> dict[str, str]:
@@ -48,13 +48,13 @@ def in_turn(calls: dict[str, Callable[[], Any]], seconds: float = 0.5, least_rou
     """Median seconds per call of each of `calls`, measured in interleaved rounds.
 
     `seconds` is the time to spend on all of them together; at least `least_rounds` rounds are made whatever they cost,
-    or three where a round takes seconds.
+    or two where a round takes seconds.
     """
     single = {name: _timed(call, 1) for name, call in calls.items()}
     single = {name: min(time, _timed(calls[name], 1)) if time < LONG_SECONDS else time for name, time in single.items()}
     samples = {name: [time] if time >= LONG_SECONDS else [] for name, time in single.items()}
     if sum(single.values()) > ROUND_SECONDS:
-        least_rounds = min(least_rounds, 3)
+        least_rounds = min(least_rounds, 2)
     end, rounds = perf_counter() + seconds, 0
     while rounds < least_rounds or perf_counter() < end:
         for name, call in calls.items():
