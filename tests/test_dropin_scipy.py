@@ -161,6 +161,19 @@ def test_weights_that_nearly_cancel():
     np.testing.assert_allclose(result, 1000 + np.log(-np.expm1(-(2.0**-20))), rtol=1e-12)
 
 
+def test_weights_that_outweigh_the_largest_element():
+    """exp(1000) - 3 exp(999.9), again beyond the range of exp."""
+    result, sign = dropin.logsumexp([1000.0, 999.9], b=[1, -3], return_sign=True)
+    assert sign == -1
+    np.testing.assert_allclose(result, 1000 + np.log(3 * np.exp(-0.1) - 1), rtol=1e-15)
+    assert np.isnan(dropin.logsumexp([1000.0, 999.9], b=[1, -3]))
+
+
+def test_complex_terms_far_below_the_largest_are_kept():
+    result = dropin.logsumexp([0j, -40 + 1j])
+    np.testing.assert_allclose([result.real, result.imag], np.exp(-40) * np.array([np.cos(1), np.sin(1)]), rtol=1e-14)
+
+
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 def test_wrong_axes(name):
     for axis in (2, -3, (0, 2)):

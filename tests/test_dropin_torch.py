@@ -246,6 +246,12 @@ def test_errors_have_torchs_types(case):
         getattr(dropin, name)(*args, **kwargs)
 
 
+def test_negative_smoothing_is_refused():
+    """torch takes a negative smoothing for none."""
+    with pytest.raises(RuntimeError, match=r"between 0\.0 and 1\.0. Got: -0\.5"):
+        dropin.cross_entropy(X, Y, label_smoothing=-0.5)
+
+
 # CrossEntropyLoss, the module for those who stay in torch
 
 

@@ -135,7 +135,7 @@ def _weighted_logsumexp(a: Array, b: Array | None) -> tuple[Array, Array]:
         ratio = rest.sum(axis=-1, keepdims=True, dtype=a.dtype) / b_top
         total = terms.sum(axis=-1, keepdims=True, dtype=a.dtype)
         if a.dtype.kind == "c":
-            out = np.log1p(ratio) + np.log(b_top) + a_top
+            out = _complex_log1p(ratio) + np.log(b_top) + a_top
             out = np.where(np.isfinite(out), out, np.log(total))
             inside = np.abs(out.imag) < np.pi
             out.imag[...] = np.where(inside, out.imag, np.pi - (np.pi - out.imag) % (2 * np.pi))
@@ -146,6 +146,14 @@ def _weighted_logsumexp(a: Array, b: Array | None) -> tuple[Array, Array]:
             sign = np.where(np.isfinite(out), np.sign(b_top) * np.sign(1 + ratio), np.sign(total))
             out = np.where(np.isfinite(out), out, np.log(np.abs(total)))
     return out[..., 0].astype(a.dtype, copy=False), sign[..., 0].astype(a.dtype, copy=False)
+
+
+def _complex_log1p(z: Array) -> Array:
+    """``log(1 + z)`` whose real part keeps its digits at small ``z``, which NumPy's does not."""
+    x, y = z.real, z.imag
+    out = np.empty_like(z)
+    out.real, out.imag = np.log1p(x * (2 + x) + y * y) / 2, np.arctan2(y, 1 + x)
+    return out
 
 
 def _needs_numpy(dtype: np.dtype[Any]) -> bool:
