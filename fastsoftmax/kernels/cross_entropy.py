@@ -22,7 +22,7 @@ from ._narrow import (
     NARROW, aligned, load_tile, store_tile, tile_exp, tile_max_and_target, tile_size, tiles_together,
 )  # fmt: skip
 from ._simd import (
-    V32, any_lane, constant, fence, keep_alive, lane, lanes, load, load_first, load_labels, pointer, select,
+    V32, any_lane, constant, fence, item, keep_alive, lane, lanes, load, load_first, load_labels, pointer, put, select,
     shift, splat, store, store_first, total,
 )  # fmt: skip
 from ._wide import row_exp, row_exp_sum, row_max, row_scale, scaled, split
@@ -44,20 +44,26 @@ def check_targets(targets, n_classes, ignore_index, class_weight, sample_weight)
                 return i, 0.0
     if class_weight.size == 0 and sample_weight.size == 0:
         return -1, np.float64(kept)
-    weight = 0.0
+    weight, given = 0.0, given_weights(class_weight, sample_weight)
     for i in range(n_rows):
         if targets[i] != ignore_index:
-            weight += row_weight(i, targets[i], class_weight, sample_weight)
+            weight += row_weight(i, targets[i], given)
     return -1, weight
 
 
 @inline
-def row_weight(i: int, t: int, class_weight: Any, sample_weight: Any) -> float:
+def given_weights(class_weight: Any, sample_weight: Any) -> Any:
+    """Where they are, and whether they are given."""
+    return pointer(class_weight, 0), class_weight.size > 0, pointer(sample_weight, 0), sample_weight.size > 0
+
+
+@inline
+def row_weight(i: int, t: int, given: Any) -> float:
     weight = 1.0
-    if class_weight.size:
-        weight = class_weight[t]
-    if sample_weight.size:
-        weight *= sample_weight[i]
+    if given[1]:
+        weight = item(given[0], t)
+    if given[3]:
+        weight *= item(given[2], i)
     return weight
 
 
@@ -103,9 +109,7 @@ def first_lane(z: Any, j: int) -> Any:
 
 
 @inline
-def row_losses(logits: Any, i: int, t: int) -> float:
-    n = logits.shape[1]
-    z = pointer(logits, i * n)
+def row_losses(z: Any, n: int, t: int) -> float:
     m = row_max(z, n)
     d = row_exp_sum(z, n, m)
     return lane(row_loss(z, splat(np.float64(m)), first_lane(z, t), d[0], d[1]), 0)
@@ -152,18 +156,15 @@ def kept_lanes(labels: Any, n: int, ignore_index: int) -> Any:
 
 
 @inline
-def lane_weights(i: int, rows: int, kept: Any, targets: Any, class_weight: Any, sample_weight: Any, scratch: Any) -> Any:
+def lane_weights(i: int, rows: int, kept: Any, targets: Any, given: Any, scratch: Any) -> Any:
     """The rows' weights, 0 where ignored, as two vectors of doubles."""
     low, high = in_doubles(kept)
-    if class_weight.size or sample_weight.size:
-        for r in range(rows):
-            scratch[r] = 0.0
-            if lane(kept, r) != 0.0:
-                scratch[r] = row_weight(i + r, targets[i + r], class_weight, sample_weight)
-        for r in range(rows, lanes(kept)):
-            scratch[r] = 0.0
-        p = pointer(scratch, 0)
-        low, high = load(p, 0), load(p, lanes(kept) - 8)
+    if given[1] or given[3]:
+        for r in range(lanes(kept)):
+            put(scratch, r, 0.0)
+            if r < rows and lane(kept, r) != 0.0:
+                put(scratch, r, row_weight(i + r, item(targets, i + r), given))
+        low, high = load(scratch, 0), load(scratch, lanes(kept) - 8)
     return low, high
 
 
@@ -175,17 +176,17 @@ def nonzero(keep: Any, value: Any) -> Any:
 
 @inline
 def load_tiles(
-    logits: Any, targets: Any, start: int, last: int, count: int, tiles: Any, size: int, maxima: Any, z_t: Any
+    z: Any, n: int, targets: Any, start: int, last: int, count: int, tiles: Any, size: int, maxima: Any, z_t: Any
 ) -> None:  # fmt: skip
     """Fill `count` tiles from row `start` on; each lane's maximum and its label's logit beside them."""
-    n, step = logits.shape[1], lanes(tiles)
+    step = lanes(tiles)
     for b in range(count):
         i, tile = start + b * step, shift(tiles, b * size)
         rows = min(step, last - i)
-        load_tile(pointer(logits, i * n), n, rows, tile)
-        m, z = tile_max_and_target(tile, n, load_labels(tile, pointer(targets, 0), i, rows))
+        load_tile(shift(z, i * n), n, rows, tile)
+        m, target = tile_max_and_target(tile, n, load_labels(tile, targets, i, rows))
         store(maxima, b * step, m)
-        store(z_t, b * step, z)
+        store(z_t, b * step, target)
 
 
 @inline
@@ -200,69 +201,68 @@ def lane_losses(like: Any, m: Any, z_t: Any, d: Any, e: Any, kept: Any, w0: Any,
 
 @inline
 def narrow_cross_entropy(
-    logits: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: int, losses: Any, first: int, last: int
+    logits: Any, labels_: Any, given: Any, ignore_index: int, losses: Any, first: int, last: int
 ) -> float:  # fmt: skip
-    n, like = logits.shape[1], pointer(logits, 0)
-    step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
-    scratch, weights = np.empty(most * (size + 2 * step) + step, logits.dtype), np.empty(16, np.float64)
-    tiles = aligned(scratch)
+    n, z, targets, out = logits.shape[1], pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0)
+    step, size, most = lanes(z), tile_size(z, n), tiles_together(n)
+    scratch, doubles = np.empty(most * (size + 2 * step) + step, logits.dtype), np.empty(16, np.float64)
+    tiles, weights, per_row = aligned(scratch), pointer(doubles, 0), losses.size > 0
     maxima, z_t = shift(tiles, most * size), shift(tiles, most * (size + step))
     acc = splat(0.0)
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        load_tiles(logits, targets, start, last, count, tiles, size, maxima, z_t)
+        load_tiles(z, n, targets, start, last, count, tiles, size, maxima, z_t)
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             rows = min(step, last - i)
-            kept = kept_lanes(load_labels(tile, pointer(targets, 0), i, rows), n, ignore_index)
+            kept = kept_lanes(load_labels(tile, targets, i, rows), n, ignore_index)
             m = load(maxima, b * step)
             d, e = tile_exp(tile, n, m, False)
-            w0, w1 = lane_weights(i, rows, kept, targets, class_weight, sample_weight, weights)
+            w0, w1 = lane_weights(i, rows, kept, targets, given, weights)
             l0, l1 = lane_losses(tile, m, load(z_t, b * step), d, e, kept, w0, w1)
             acc = acc + joined(m, l0, l1)
-            if losses.size:
-                store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
+            if per_row:
+                store_first(out, i, from_doubles(m, l0, l1), rows)
     keep_alive(scratch)
+    keep_alive(doubles)
     return total(acc)
 
 
 @inline
 def narrow_gradient(
-    logits: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: int, grad_losses: Any, factor: float,
-    losses: Any, grad: Any, first: int, last: int,
+    logits: Any, labels_: Any, given: Any, ignore_index: int, grad_losses: Any, factor: float, losses: Any, grad: Any,
+    first: int, last: int,
 ) -> float:  # fmt: skip
-    n, like = logits.shape[1], pointer(logits, 0)
-    step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
-    scratch, weights = np.empty(most * (size + 5 * step) + step, logits.dtype), np.empty(16, np.float64)
-    tiles = aligned(scratch)
+    n, z, targets, out = logits.shape[1], pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0)
+    upstream, scaled_rows, gradient = pointer(grad_losses, 0), grad_losses.size > 0, pointer(grad, 0)
+    step, size, most = lanes(z), tile_size(z, n), tiles_together(n)
+    scratch, doubles = np.empty(most * (size + 5 * step) + step, logits.dtype), np.empty(16, np.float64)
+    tiles, weights, per_row = aligned(scratch), pointer(doubles, 0), losses.size > 0
     maxima, z_t = shift(tiles, most * size), shift(tiles, most * (size + step))
     q_hi, q_lo = shift(tiles, most * (size + 2 * step)), shift(tiles, most * (size + 3 * step))
     g_t = shift(tiles, most * (size + 4 * step))
     acc = splat(0.0)
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        load_tiles(logits, targets, start, last, count, tiles, size, maxima, z_t)
+        load_tiles(z, n, targets, start, last, count, tiles, size, maxima, z_t)
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             rows = min(step, last - i)
-            kept = kept_lanes(load_labels(tile, pointer(targets, 0), i, rows), n, ignore_index)
-            m, z = load(maxima, b * step), load(z_t, b * step)
+            kept = kept_lanes(load_labels(tile, targets, i, rows), n, ignore_index)
+            m, target = load(maxima, b * step), load(z_t, b * step)
             d, e = tile_exp(tile, n, m, True)
-            w0, w1 = lane_weights(i, rows, kept, targets, class_weight, sample_weight, weights)
-            l0, l1 = lane_losses(tile, m, z, d, e, kept, w0, w1)
+            w0, w1 = lane_weights(i, rows, kept, targets, given, weights)
+            l0, l1 = lane_losses(tile, m, target, d, e, kept, w0, w1)
             acc = acc + joined(m, l0, l1)
-            if losses.size:
-                store_first(pointer(losses, 0), i, from_doubles(m, l0, l1), rows)
-            if grad_losses.size:
-                for r in range(rows):
-                    weights[r] = grad_losses[i + r]
-                for r in range(rows, step):
-                    weights[r] = 0.0
-                p = pointer(weights, 0)
-                w0, w1 = w0 * load(p, 0), w1 * load(p, step - 8)
+            if per_row:
+                store_first(out, i, from_doubles(m, l0, l1), rows)
+            if scaled_rows:
+                for r in range(step):
+                    put(weights, r, item(upstream, i + r) if r < rows else 0.0)
+                w0, w1 = w0 * load(weights, 0), w1 * load(weights, step - 8)
             q0 = ratio(tile, w0 * splat(factor), *plus_one(d[0], d[1]))
             q1 = ratio(tile, w1 * splat(factor), *plus_one(e[0], e[1]))
-            e0, e1 = in_doubles(exp_shifted(*two_diff(z, m)))
+            e0, e1 = in_doubles(exp_shifted(*two_diff(target, m)))
             g0 = target_grad(q0[0], e0 * unit(m), d[0], d[1])
             g1 = target_grad(q1[0], e1 * unit(m), e[0], e[1])
             q = pair_from_doubles(m, q0, q1)
@@ -272,7 +272,7 @@ def narrow_gradient(
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             rows = min(step, last - i)
-            labels = load_labels(tile, pointer(targets, 0), i, rows)
+            labels = load_labels(tile, targets, i, rows)
             hi, lo, g = load(q_hi, b * step), load(q_lo, b * step), load(g_t, b * step)
             c, zero, one = constant(tile, 0.0, 0.0), constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
             for j in range(n):
@@ -283,8 +283,9 @@ def narrow_gradient(
             if any_lane(ignored):
                 for j in range(n):
                     store(tile, j * step, select(ignored, zero, load(tile, j * step)))
-            store_tile(tile, pointer(grad, i * n), n, rows)
+            store_tile(tile, shift(gradient, i * n), n, rows)
     keep_alive(scratch)
+    keep_alive(doubles)
     return total(acc)
 
 
@@ -294,13 +295,14 @@ def narrow_gradient(
 )  # fmt: skip
 def cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
     """Write the weighted losses, unless `losses` is empty; return their sum."""
-    if logits.shape[1] < NARROW:
-        return narrow_cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last)
+    n, given = logits.shape[1], given_weights(class_weight, sample_weight)
+    if n < NARROW:
+        return narrow_cross_entropy(logits, targets, given, ignore_index, losses, first, last)
     result = 0.0
     for i in range(first, last):
         loss = 0.0
         if targets[i] != ignore_index:
-            loss = row_losses(logits, i, targets[i]) * row_weight(i, targets[i], class_weight, sample_weight)
+            loss = row_losses(pointer(logits, i * n), n, targets[i]) * row_weight(i, targets[i], given)
         result += loss
         if losses.size:
             losses[i] = loss
@@ -316,11 +318,11 @@ def cross_entropy_with_grad(
     first, last,
 ):  # fmt: skip
     """The same and the gradient, times scale / denominator, and per row times grad_losses[i] unless that is empty."""
-    n = logits.shape[1]
+    n, given = logits.shape[1], given_weights(class_weight, sample_weight)
     factor = scale / denominator
     if n < NARROW:
         return narrow_gradient(
-            logits, targets, class_weight, sample_weight, ignore_index, grad_losses, factor, losses, grad, first, last
+            logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
         )
     result = 0.0
     scratch = np.empty(n if streaming else 0, logits.dtype)
@@ -330,7 +332,7 @@ def cross_entropy_with_grad(
         if targets[i] == ignore_index:
             row_clear(g, n)
         else:
-            weight = row_weight(i, targets[i], class_weight, sample_weight)
+            weight = row_weight(i, targets[i], given)
             a = weight * factor
             if grad_losses.size:
                 a *= grad_losses[i]
