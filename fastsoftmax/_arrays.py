@@ -350,20 +350,34 @@ def loss_not_finite(loss: float, step: int, learning_rate: float, kept: int) -> 
 
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------
-def update_arrays(params: Sequence[Array], grads: Sequence[ArrayLike], slots: list[list[Array]]) -> list[list[Array]]:
-    """[param, grad, *slots] of each parameter, flat as kernels take them; a param that is not C-contiguous as a copy."""
-    if not len(params) == len(grads) == len(slots):
-        raise ValueError(f"expected {len(slots)} parameters and gradients, got {len(params)} and {len(grads)}")
-    flat = []
-    for i, (param, grad, mine) in enumerate(zip(params, grads, slots)):
+def updatable(params: Sequence[Any]) -> list[Array]:
+    """The parameters of an optimizer, checked."""
+    for i, param in enumerate(params):
         if not isinstance(param, np.ndarray) or param.dtype not in (FLOAT32, FLOAT64) or not param.flags.writeable:
             raise TypeError(f"params[{i}] must be a writable array of float32 or float64, got {_described(param)}")
-        if np.shape(grad) != param.shape:
-            raise ValueError(f"grads[{i}] must have the parameter's shape {param.shape}, got {np.shape(grad)}")
+    return list(params)
+
+
+def gradients_of(params: Sequence[Array], grads: Sequence[ArrayLike]) -> list[Array]:
+    """The gradients of an optimizer's parameters, flat, in their dtypes."""
+    if len(grads) != len(params):
+        raise ValueError(f"grads must be as many as params, {len(params)}, got {len(grads)}")
+    flat = []
+    for i, (param, grad) in enumerate(zip(params, grads)):
+        g = array(grad, "grads")
+        if g.shape != param.shape:
+            raise ValueError(f"grads[{i}] must have the parameter's shape {param.shape}, got {g.shape}")
+        flat.append(contiguous(g, param.dtype).reshape(-1))
+    return flat
+
+
+def same_params(slots: Sequence[Sequence[Array]], params: Sequence[Array]) -> None:
+    """What an optimizer remembers must belong to the parameters it is given."""
+    if len(slots) != len(params):
+        raise ValueError(f"params must be the same at every step, got {len(params)} arrays after {len(slots)}")
+    for i, (mine, param) in enumerate(zip(slots, params)):
         if any(slot.shape != param.shape or slot.dtype != param.dtype for slot in mine):
             raise ValueError(f"params[{i}] must be the same at every step, got another: {_described(param)}")
-        flat.append([contiguous(np.asarray(a), param.dtype).reshape(-1) for a in (param, grad, *mine)])
-    return flat
 
 
 # ---- gradient checks -------------------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ class Run:
         slots = [[expect(f"optimizer_{i}_{k}", p) for k in range(n_slots)] for i, p in enumerate(params)]
         best = [expect(f"best_{i}", p) for i, p in enumerate(params)] if position.best_epoch else []
         self._restore(params)
-        model.optimizer.n_steps, model.optimizer.slots = optimizer_steps, slots
+        model.optimizer.set_state(optimizer_steps, slots)
         model.history, self.position, self.best_params = history, position, best
 
 

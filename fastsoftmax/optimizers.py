@@ -34,6 +34,7 @@ class Optimizer:
         self.learning_rate = _arrays.number("learning_rate", learning_rate, low=0.0)
         self.n_steps = 0
         self.slots: list[list[Array]] = []
+        self._bound: list[tuple[Array, Array | None, list[Array]]] = []
 
     def step(self, params: Sequence[Array], grads: Sequence[Array], l2: Sequence[float] | None = None) -> None:
         """Update every array of ``params`` in place.
@@ -51,18 +52,28 @@ class Optimizer:
         TypeError, ValueError
             Arrays that do not fit, found before anything is changed.
         """
+        if len(params) != len(self._bound) or any(p is not bound[0] for p, bound in zip(params, self._bound)):
+            self._bind(params)
+        flat_grads = _arrays.gradients_of(params, grads)
+        self.n_steps += 1
+        for i, (param, flat, slots) in enumerate(self._bound):
+            values = param.flatten() if flat is None else flat
+            self._update(values, flat_grads[i], slots, 0.0 if l2 is None else float(l2[i]))
+            if flat is None:
+                param[...] = values.reshape(param.shape)
+
+    def _bind(self, params: Sequence[Array]) -> None:
+        """Check the parameters, once, and keep flat views of them and of their slots."""
+        params = _arrays.updatable(params)
         if not self.slots:
             self.slots = [[np.zeros_like(p, order="C") for _ in range(self._n_slots)] for p in params]
-        arrays = _arrays.update_arrays(params, grads, self.slots)
-        self.n_steps += 1
-        for i, (param, (flat, *others)) in enumerate(zip(params, arrays)):
-            name, settings = self._update(0.0 if l2 is None else float(l2[i]))
-            KERNELS[name][flat.dtype](flat, *others, *settings, 0, flat.size, flat.size > RELEASE_GIL)
-            if not np.may_share_memory(flat, param):
-                param[...] = flat.reshape(param.shape)
+        _arrays.same_params(self.slots, params)
+        self._bound = [
+            (p, p.reshape(-1) if p.flags.c_contiguous and p.flags.aligned else None, [s.reshape(-1) for s in slots])
+            for p, slots in zip(params, self.slots)
+        ]
 
-    def _update(self, l2: float) -> tuple[str, tuple[Any, ...]]:
-        """The kernel of one update, and its arguments between the arrays and the range."""
+    def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
         raise NotImplementedError
 
     def fresh(self) -> Optimizer:
@@ -75,12 +86,16 @@ class Optimizer:
 
     def copy_state(self, other: Optimizer) -> None:
         """Take over another optimizer's memory, in place where the arrays exist already."""
-        self.n_steps = other.n_steps
         if len(self.slots) != len(other.slots):
-            self.slots = copy.deepcopy(other.slots)
+            self.set_state(other.n_steps, copy.deepcopy(other.slots))
+        self.n_steps = other.n_steps
         for mine, theirs in zip(self.slots, other.slots):
             for a, b in zip(mine, theirs):
                 np.copyto(a, b)
+
+    def set_state(self, n_steps: int, slots: list[list[Array]]) -> None:
+        """Go on from a state that was kept: the steps taken, and for each parameter what it remembers."""
+        self.n_steps, self.slots, self._bound = n_steps, slots, []
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
@@ -108,10 +123,13 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         self._n_slots = 1 if momentum else 0
 
-    def _update(self, l2: float) -> tuple[str, tuple[Any, ...]]:
+    def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
+        rate, n = float(self.learning_rate), param.size
         if self.momentum:
-            return "momentum_update", (float(self.learning_rate), l2, self.momentum, self.nesterov)
-        return "sgd_update", (float(self.learning_rate), l2)
+            update = KERNELS["momentum_update"][param.dtype]
+            update(param, grad, slots[0], rate, l2, self.momentum, self.nesterov, 0, n, n > RELEASE_GIL)
+        else:
+            KERNELS["sgd_update"][param.dtype](param, grad, rate, l2, 0, n, n > RELEASE_GIL)
 
 
 class Adam(Optimizer):
@@ -139,8 +157,9 @@ class Adam(Optimizer):
         self.beta2 = _arrays.number("beta2", beta2, low=0.0, below=1.0)
         self.epsilon = _arrays.number("epsilon", epsilon, low=0.0)
 
-    def _update(self, l2: float) -> tuple[str, tuple[Any, ...]]:
+    def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
         # m_hat / (sqrt(v_hat) + epsilon) = m * rate / (sqrt(v) + epsilon * root): both corrections become scalars
         root = math.sqrt(1.0 - self.beta2**self.n_steps)
-        rate = float(self.learning_rate) * root / (1.0 - self.beta1**self.n_steps)
-        return "adam_update", (rate, l2, self.beta1, self.beta2, self.epsilon * root)
+        rate, n = float(self.learning_rate) * root / (1.0 - self.beta1**self.n_steps), param.size
+        update = KERNELS["adam_update"][param.dtype]
+        update(param, grad, *slots, rate, l2, self.beta1, self.beta2, self.epsilon * root, 0, n, n > RELEASE_GIL)

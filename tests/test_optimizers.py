@@ -156,9 +156,12 @@ def test_other_parameters_at_a_later_step():
     optimizer.step([first], [np.ones(3)])
     with pytest.raises(ValueError, match=r"params\[0\] must be the same at every step, got .* of shape \(4,\)"):
         optimizer.step([np.ones(4)], [np.ones(4)])
-    with pytest.raises(ValueError, match="expected 1 parameters and gradients, got 2 and 2"):
+    with pytest.raises(ValueError, match="same at every step, got 2 arrays after 1"):
         optimizer.step([first, np.ones(4)], [np.ones(3), np.ones(4)])
+    with pytest.raises(ValueError, match="grads must be as many as params, 1, got 2"):
+        optimizer.step([first], [np.ones(3), np.ones(4)])
     assert optimizer.n_steps == 1
+    optimizer.step([np.zeros(3)], [np.ones(3)])  # other arrays of the same shapes may take their place
 
 
 def test_nothing_changes_when_something_does_not_fit():
