@@ -25,6 +25,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 FLOORS = [
     {"kernels", "_arrays", "datasets"},
     {"_threads"},
+    {"_affine"},
     {"functional"},
     {"layers", "optimizers", "gradcheck", "_batches", "_checkpoint", "numba_support"},
     {"_training"},
