@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
-from ._threads import get_num_threads, num_threads, run_chunks, set_num_threads
-from .kernels import KERNELS, build_all, environment
+from ._threads import get_num_threads, num_threads, run_rows, set_num_threads
+from .kernels import KERNELS, Kernel, build_all, environment
 
 __all__ = [
     "affine", "affine_backward", "cross_entropy", "cross_entropy_grad_hess", "cross_entropy_with_grad",
@@ -32,32 +32,26 @@ __all__ = [
 Array = NDArray[Any]
 Reduction = Literal["mean", "sum", "none"]
 
+_INT64 = np.dtype(np.int64)
+_NO_PROBS = {dtype: np.empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
+
 _CHUNK = 1 << 17  # elements: 30 us; chunks do not depend on the number of threads, so that sums do not
 _PARALLEL = 5 * _CHUNK  # elements: 200 us of serial work, where a second thread begins to pay
 _STREAM = 1 << 25  # bytes of output: beyond the last-level cache, go past it
 
 
-def _over_rows(n_rows: int, n_columns: int, call: Callable[[int, int, bool], Any]) -> float:
-    """Call ``call(first, last, release_gil)`` on chunks of rows; add what it returns in the order of the rows.
+def _over_rows(n_rows: int, n_columns: int, call: Callable[[int, int, int], Any]) -> float:
+    """Run ``call(first, last, job)``, a kernel, over the rows; add what it returns for each chunk, in their order.
 
     Small work keeps the GIL: to hand it over and back costs 5 ms beside a busy Python thread.
     """
-    if n_rows * n_columns <= _CHUNK:
-        return call(0, n_rows, False) or 0.0
+    work = n_rows * n_columns
+    if work <= _CHUNK:
+        return call(0, n_rows, 0) or 0.0
     rows = max(16, _CHUNK // n_columns // 16 * 16)
-    results = [0.0] * -(-n_rows // rows)
-
-    def chunk(i: int) -> None:
-        results[i] = call(i * rows, min(n_rows, (i + 1) * rows), True) or 0.0
-
-    if n_rows * n_columns < _PARALLEL:
-        for i in range(len(results)):
-            chunk(i)
-    else:
-        run_chunks(chunk, len(results))
     total = 0.0
-    for r in results:
-        total += r
+    for result in run_rows(call, n_rows, rows, serial=work < _PARALLEL):
+        total += result
     return total
 
 
@@ -72,14 +66,31 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         return result
     dtype = COMPUTED_IN[x.dtype]
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
-    direct = _arrays.is_rows(result, axes, dtype) and _arrays.safe_to_fill(result, rows)
+    direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
     kernel = KERNELS[name][dtype]
-    streaming = target.nbytes >= _STREAM and not np.may_share_memory(target, rows)
-    _over_rows(*rows.shape, lambda first, last, release: kernel(rows, target, streaming, first, last, release))
+    streaming = target.nbytes >= _STREAM and (out is None or not np.may_share_memory(target, rows))
+    _over_rows(*rows.shape, lambda *span: kernel(rows, target, streaming, *span))
     if not direct:
         result[...] = _arrays.from_rows(target, x.shape, axes)
     return result
+
+
+def _as_kernels_take_it(a: Any) -> bool:
+    """Whether nothing needs converting: a small float32 or float64 matrix, C-contiguous and aligned."""
+    return (
+        type(a) is np.ndarray and a.dtype in _NO_PROBS and a.flags.num & 0x101 == 0x101 and a.ndim == 2
+        and 0 < a.size <= _CHUNK
+    )  # fmt: skip
+
+
+def _quickly(kernels: Kernel, logits: Any, axis: Any, out: Any) -> Array | None:
+    """The result for such a matrix, None for anything else: a small batch is all overhead, 0.7 us so instead of 5."""
+    if out is None and type(axis) is int and axis == -1 and _as_kernels_take_it(logits):
+        result = np.empty(logits.shape, logits.dtype)
+        kernels[logits.dtype](logits, result, False, 0, logits.shape[0], 0)
+        return result
+    return None
 
 
 def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:
@@ -123,19 +134,8 @@ def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: 
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    # Small matrices are all overhead: the same checks in 0.3 us.
-    if axis == -1 and out is None and type(logits) is np.ndarray:
-        shape = logits.shape
-        kernel = _SMALL_SOFTMAX.get(logits.dtype)
-        if kernel is not None and len(shape) == 2 and 0 < logits.size <= _CHUNK and logits.flags.num & 0x101 == 0x101:
-            out = np.empty(shape, logits.dtype)
-            kernel(logits, out, False, 0, shape[0], False)
-            return out
-    _SMALL_SOFTMAX.update(KERNELS["softmax"])
-    return _along_rows("softmax", logits, axis, out)
-
-
-_SMALL_SOFTMAX: dict[Any, Callable[..., Any]] = {}  # what is built already
+    result = _quickly(KERNELS["softmax"], logits, axis, out)
+    return _along_rows("softmax", logits, axis, out) if result is None else result
 
 
 def log_softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:
@@ -167,7 +167,8 @@ def log_softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, o
     >>> log_softmax([0.0, -40.0])
     array([-4.24835426e-18, -4.00000000e+01])
     """
-    return _along_rows("log_softmax", logits, axis, out)
+    result = _quickly(KERNELS["log_softmax"], logits, axis, out)
+    return _along_rows("log_softmax", logits, axis, out) if result is None else result
 
 
 def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, keepdims: bool = False) -> Any:
@@ -207,12 +208,19 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     lse = np.empty(int(np.prod(lead)), dtype)
     if x.size:
         kernel = KERNELS["logsumexp"][dtype]
-        _over_rows(*rows.shape, lambda first, last, release: kernel(rows, lse, first, last, release))
+        _over_rows(*rows.shape, lambda *span: kernel(rows, lse, *span))
     shape = tuple(1 if k in axes else s for k, s in enumerate(x.shape)) if keepdims else lead
     return lse.astype(x.dtype, copy=False).reshape(shape)[()]
 
 
 def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
+    if (
+        out is None and type(axis) is int and axis == -1 and _as_kernels_take_it(grad) and _as_kernels_take_it(result)
+        and grad.shape == result.shape and grad.dtype == result.dtype  # type: ignore[union-attr]
+    ):  # fmt: skip
+        grad_logits = np.empty_like(grad)
+        KERNELS[name][grad_logits.dtype](grad, result, grad_logits, 0, len(grad_logits), 0)
+        return grad_logits
     g, y = _arrays.floats(grad, names[0]), _arrays.floats(result, names[1])
     _arrays.same_shape(g, y, " and ".join(names))
     axes = _arrays.axes_of(axis, y.ndim)
@@ -226,7 +234,7 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
     kernel = KERNELS[name][dtype]
-    _over_rows(*y_rows.shape, lambda first, last, release: kernel(g_rows, y_rows, target, first, last, release))
+    _over_rows(*y_rows.shape, lambda *span: kernel(g_rows, y_rows, target, *span))
     if not direct:
         grad_logits[...] = _arrays.from_rows(target, y.shape, axes)
     return grad_logits
@@ -339,6 +347,47 @@ def _loss_arguments(
     return _Loss(labels, probs, by_class, by_row, ignore, smoothing, reduction, denominator, lead)
 
 
+def _plain_loss(
+    logits: Any, targets: Any, axis: Any, class_weight: Any, sample_weight: Any, ignore_index: Any, label_smoothing: Any,
+    reduction: Any,
+) -> _Loss | None:  # fmt: skip
+    """The same where everything is as kernels take it already (a matrix, int64 labels, no options): 1 us, not 10."""
+    if (
+        class_weight is None and sample_weight is None and axis == -1 and type(label_smoothing) is float
+        and label_smoothing == 0.0 and type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
+        and reduction in _arrays.REDUCTIONS and type(logits) is np.ndarray and type(targets) is np.ndarray
+        and logits.dtype in _NO_PROBS and targets.dtype == _INT64 and logits.ndim == 2 and logits.size
+        and targets.shape == logits.shape[:1] and logits.flags.num & targets.flags.num & 0x101 == 0x101
+    ):  # fmt: skip
+        n_classes = logits.shape[1]
+        bad, denominator = KERNELS["check_targets"][FLOAT64](targets, n_classes, ignore_index, NOTHING, NOTHING, 0)
+        if bad >= 0:
+            _arrays.bad_label(targets, bad, n_classes, ignore_index)
+        none, lead = _NO_PROBS[logits.dtype], targets.shape
+        return _Loss(targets, none, NOTHING, NOTHING, ignore_index, 0.0, reduction, denominator, lead)
+    return None
+
+
+def _loss_problem(
+    logits: ArrayLike, targets: ArrayLike, axis: Any, class_weight: ArrayLike | None, sample_weight: ArrayLike | None,
+    ignore_index: int, label_smoothing: float, reduction: str,
+) -> tuple[Array, Array, tuple[int, ...], _Loss]:  # fmt: skip
+    """(logits as an array, as rows, where their classes are, everything else)"""
+    loss = _plain_loss(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    )
+    x = _arrays.floats(logits, "logits")
+    if loss is not None:
+        return x, x, (1,), loss
+    axes = _arrays.one_axis(axis, x.ndim)
+    dtype = COMPUTED_IN[x.dtype]
+    loss = _loss_arguments(
+        targets, x.shape, axes, dtype, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    )
+    return x, _arrays.to_rows(x, axes, x.shape[axes[0]], dtype), axes, loss
+
+
+
 def _reduced(loss: _Loss, total: float, losses: Array, dtype: Any) -> Any:
     if loss.reduction == "none":
         return losses.astype(dtype, copy=False).reshape(loss.lead)[()]
@@ -400,15 +449,10 @@ def cross_entropy(
     >>> cross_entropy([[0.0, 50.0]], [1])
     1.928749847963918e-22
     """
-    x = _arrays.floats(logits, "logits")
-    axes = _arrays.one_axis(axis, x.ndim)
-    dtype = COMPUTED_IN[x.dtype]
-    loss = _loss_arguments(
-        targets, x.shape, axes, dtype, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    x, rows, _, loss = _loss_problem(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
     )
-    n_classes = x.shape[axes[0]]
-    rows = _arrays.to_rows(x, axes, n_classes, dtype)
-    losses = np.empty(0 if loss.sums() else len(rows), dtype)
+    losses = np.empty(0 if loss.sums() else len(rows), rows.dtype)
     return _reduced(loss, _total_loss(rows, loss, losses) if rows.size else 0.0, losses, x.dtype)
 
 
@@ -420,7 +464,7 @@ def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
         kernel = KERNELS["cross_entropy"][rows.dtype]
         before = (rows, loss.labels)
     before += (loss.class_weight, loss.sample_weight, loss.ignore_index, losses)
-    return _over_rows(*rows.shape, lambda first, last, release: kernel(*before, first, last, release))
+    return _over_rows(*rows.shape, lambda *span: kernel(*before, *span))
 
 
 def cross_entropy_with_grad(
@@ -469,21 +513,18 @@ def cross_entropy_with_grad(
     >>> grad
     array([[ 1.92874985e-22, -1.92874985e-22]])
     """
-    x = _arrays.floats(logits, "logits")
-    axes = _arrays.one_axis(axis, x.ndim)
-    dtype = COMPUTED_IN[x.dtype]
-    loss = _loss_arguments(
-        targets, x.shape, axes, dtype, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    x, rows, axes, loss = _loss_problem(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
     )
+    dtype = rows.dtype
     scale, by_row = _arrays.grad_losses(grad_loss, loss.lead, loss.reduction)
     grad = _arrays.result_array(out, x.shape, x.dtype)
-    n_classes = x.shape[axes[0]]
-    rows = _arrays.to_rows(x, axes, n_classes, dtype)
     losses = np.empty(0 if loss.sums() else len(rows), dtype)
     total = 0.0
     if rows.size:
-        direct = _arrays.is_rows(grad, axes, dtype) and _arrays.safe_to_fill(
-            grad, rows, loss.probs, loss.class_weight, loss.sample_weight, loss.labels, by_row
+        direct = _arrays.is_rows(grad, axes, dtype) and (
+            out is None
+            or _arrays.safe_to_fill(grad, rows, loss.probs, loss.class_weight, loss.sample_weight, loss.labels, by_row)
         )
         target = grad.reshape(rows.shape) if direct else np.empty_like(rows)
         total = _fill_gradient(rows, loss, scale, by_row, losses, target)
@@ -503,7 +544,7 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
         before = (rows, loss.labels)
         after = (grad.nbytes >= _STREAM and not np.may_share_memory(grad, rows),)
     before += (loss.class_weight, loss.sample_weight, loss.ignore_index, by_row, scale, denominator, losses, grad)
-    return _over_rows(*rows.shape, lambda first, last, release: kernel(*before, *after, first, last, release))
+    return _over_rows(*rows.shape, lambda *span: kernel(*before, *after, *span))
 
 
 def cross_entropy_grad_hess(
@@ -550,7 +591,7 @@ def cross_entropy_grad_hess(
     hess = np.empty_like(rows)
     if rows.size:
         kernel = KERNELS["softmax_hessian"][dtype]
-        _over_rows(*rows.shape, lambda first, last, release: kernel(rows, by_row, factor, hess, first, last, release))
+        _over_rows(*rows.shape, lambda *span: kernel(rows, by_row, factor, hess, *span))
     return grad, hess.reshape(x.shape).astype(x.dtype, copy=False)
 
 
@@ -728,7 +769,7 @@ def _elementwise(name: str, inputs: tuple[Array, ...], result: Array) -> Array:
     direct = direct and all(_arrays.safe_to_fill(result.reshape(-1), a) for a in flat)
     target = result.reshape(-1) if direct else np.empty(result.size, dtype)
     kernel = KERNELS[name][dtype]
-    _over_rows(result.size, 1, lambda first, last, release: kernel(*flat, target, first, last, release))
+    _over_rows(result.size, 1, lambda *span: kernel(*flat, target, *span))
     if not direct:
         result[...] = target.reshape(result.shape)
     return result
