@@ -109,7 +109,7 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
         compiled = kernel.overloads[sig.args]
 
         def codegen(context, builder, _, args):
-            context.add_linking_libs([compiled.library])
+            context.active_code_library.add_linking_library(compiled.library)
             python = context.get_python_api(builder)
             unpacked, job = cgutils.unpack_tuple(builder, args[0]), args[1]
             zero, one = job.type(0), job.type(1)
