@@ -14,15 +14,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _arrays, _checkpoint, optimizers
+from . import _affine, _arrays, _checkpoint, optimizers
 from . import functional as F
-from ._batches import Batches
+from ._batches import RELEASE_GIL, Batches
 from ._training import History, Run
+from .kernels import KERNELS
 from .layers import Affine
 
 __all__ = ["MLP", "Classifier", "History", "SoftmaxRegression"]
 
 Array = NDArray[np.floating]
+Buffers = list[tuple[Array, ...]]  # for each hidden layer: activations, gradient, grad_weight, grad_bias
 Self = TypeVar("Self", bound="Classifier")
 
 OPTIMIZERS = {"SGD": optimizers.SGD, "Adam": optimizers.Adam}  # what a file may name
@@ -265,43 +267,72 @@ class Classifier:
             grad_weight += self.l2 * layer.weight
         return loss, grads
 
-    def _buffers(self, n_rows: int) -> list[Array]:
-        """Room for the hidden activations of a mini-batch."""
-        return [np.empty((n_rows, n), self.dtype) for n in self.hidden]
+    def _buffers(self, n_rows: int) -> Buffers:
+        """Room for a training step on up to so many rows; the steps of a run share it."""
+        return [
+            tuple(np.empty(shape, self.dtype) for shape in ((n_rows, n), (n_rows, n), layer.weight.shape, (n,)))
+            for n, layer in zip(self.hidden, self.layers)
+        ]
 
     def _loss_and_grads(
-        self, x: Array, targets: NDArray, sample_weight: Array | None, class_weight: Array | None, buffers: list[Array]
+        self, x: Array, targets: NDArray, sample_weight: Array | None, class_weight: Array | None, buffers: Buffers
     ) -> tuple[float, list[Array]]:
-        """Loss and gradients of one mini-batch, without the penalty; the work of a training step."""
-        *hidden, head = self.layers
-        inputs = [x]  # of each layer
-        for layer, buffer in zip(hidden, buffers):
-            out = F.affine(inputs[-1], layer.weight, layer.bias, out=buffer[: len(x)])
-            inputs.append(F.relu(out, out=out))
-        loss, (grad, *head_grads) = F.linear_cross_entropy_with_grad(
-            inputs[-1],
-            head.weight,
+        """Loss and gradients of one mini-batch, without the penalty; the work of a training step.
+
+        Everything was checked when the run began, so the hidden layers go straight to the kernels. Their gradients lie
+        in ``buffers``, until the next step.
+        """
+        inputs = self._hidden(x, buffers)
+        loss, grad, *head_grads = self._head(inputs[-1], targets, sample_weight, class_weight)
+        return loss, self._backward(grad, inputs, buffers) + head_grads
+
+    def _hidden(self, x: Array, buffers: Buffers) -> list[Array]:
+        """What goes into each layer: x, then the activations."""
+        inputs = [_arrays.contiguous(x, self.dtype)]
+        for layer, (activations, *_) in zip(self.layers, buffers):
+            inputs.append(_affine.affine(inputs[-1], *self._plain(layer), activations[: len(x)], relu=True))
+        return inputs
+
+    def _head(
+        self, x: Array, targets: NDArray, sample_weight: Array | None, class_weight: Array | None
+    ) -> tuple[float, Array | None, Array, Array]:
+        """The loss, and its gradients for what went into the last layer, for its weight and its bias."""
+        loss, grads = F.linear_cross_entropy_with_grad(
+            x,
+            self.layers[-1].weight,
             targets,
-            head.bias,
+            self.layers[-1].bias,
             class_weight=class_weight,
             sample_weight=sample_weight,
-            need_grad_x=bool(hidden),
+            need_grad_x=bool(self.hidden),
         )
-        grads = head_grads
-        for i in range(len(hidden) - 1, -1, -1):
-            F.relu_backward(grad, inputs[i + 1], out=grad)  # ReLU's output is positive where its input is
-            grad, *layer_grads = F.affine_backward(grad, inputs[i], hidden[i].weight, need_grad_x=i > 0)
-            grads = layer_grads + grads
-        return loss, grads
+        return loss, *grads
+
+    def _backward(self, grad: Array | None, inputs: list[Array], buffers: Buffers) -> list[Array]:
+        """The gradients of the hidden layers' parameters, in the order of ``params``."""
+        grads: list[Array] = []
+        for i in range(len(buffers) - 1, -1, -1):
+            if i < len(buffers) - 1:
+                grad = _affine.affine_grad_x(grad, self._plain(self.layers[i + 1])[0], buffers[i][1][: len(grad)])
+            _, _, grad_weight, grad_bias = buffers[i]
+            flat, active = grad.reshape(-1), inputs[i + 1].reshape(-1)  # ReLU's output is positive where its input is
+            KERNELS["relu_backward"][self.dtype](flat, active, flat, 0, flat.size, flat.size > RELEASE_GIL)
+            _affine.affine_grad_weight(grad, inputs[i], grad_weight, grad_bias)
+            grads = [grad_weight, grad_bias, *grads]
+        return grads
+
+    def _plain(self, layer: Affine) -> tuple[Array, Array]:
+        """The layer's parameters as kernels take them, should somebody have put in arrays of another layout."""
+        return _arrays.contiguous(layer.weight, self.dtype), _arrays.contiguous(layer.bias, self.dtype)
 
     # ---- prediction ------------------------------------------------------------------------------------------
 
     def _forward(self, x: Array) -> Array:
         """Scores of converted and scaled rows. It touches nothing in the model, so threads may share one."""
         *hidden, head = self.layers
+        x = _arrays.contiguous(x, self.dtype)
         for layer in hidden:
-            x = F.affine(x, layer.weight, layer.bias)
-            F.relu(x, out=x)
+            x = _affine.affine(x, *self._plain(layer), np.empty((len(x), layer.bias.size), self.dtype), relu=True)
         return F.affine(x, head.weight, head.bias)
 
     def _blocks(self, x: NDArray) -> Iterator[tuple[slice, Array]]:

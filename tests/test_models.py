@@ -272,14 +272,14 @@ def test_partial_fit_beyond_memory(tmp_path):
 
 
 def test_memory_is_flat(rng):
-    x, targets = rng.integers(0, 256, (512, 100), np.uint8), rng.integers(0, 10, 512)
+    x, targets = rng.integers(0, 256, (2048, 100), np.uint8), rng.integers(0, 10, 2048)
     model = MLP((32,), scale=1 / 255, optimizer=SGD(0.01, momentum=0.9), n_classes=10)
     model.partial_fit(x, targets, batch_size=64)
     tracemalloc.start()
     try:
         used = []
         for _ in range(4):
-            model.fit(x, targets, epochs=32, batch_size=64)  # 256 steps
+            model.fit(x, targets, epochs=8, batch_size=64)  # 256 steps
             used.append(tracemalloc.get_traced_memory()[0])
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
-from .. import functional, optimizers
+from .. import optimizers
 from .._batches import Batches
 from .._peers import make_case
 from .._peers.cases import BATCH, LEARNING_RATE
 from .._threads import set_num_threads
-from ..models import MLP
+from ..models import MLP, Classifier
 from .table import seconds, show
 
 SHAPE = "12800x784x100x10"
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "gather": [(Batches, "take")],
-    "forward": [(functional, "affine"), (functional, "relu")],
-    "head": [(functional, "linear_cross_entropy_with_grad")],
-    "backward": [(functional, "relu_backward"), (functional, "affine_backward")],
+    "forward": [(Classifier, "_hidden")],
+    "head": [(Classifier, "_head")],
+    "backward": [(Classifier, "_backward")],
     "update": [(optimizers.Optimizer, "step")],
 }
 """The functions that the training loop calls, by the part of the step that they are."""
