@@ -144,6 +144,13 @@ def is_rows(a: Array, axes: Axes, dtype: np.dtype[Any]) -> bool:
     return last and a.dtype == dtype and (a.flags.num & 0x101) == C_CONTIGUOUS_ALIGNED
 
 
+def is_columns(a: Array, axes: Axes, dtype: np.dtype[Any]) -> bool:
+    """Whether the one axis lies across contiguous runs of at least 8 elements, as kernels for columns want it."""
+    if len(axes) != 1 or a.dtype != dtype or (a.flags.num & 0x101) != C_CONTIGUOUS_ALIGNED:
+        return False
+    return math.prod(a.shape[axes[0] + 1 :]) >= 8
+
+
 # ---- out= ----------------------------------------------------------------------------------------------------------------
 def result_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """`out`, checked, or a new array."""
@@ -255,6 +262,14 @@ def grad_out_shape(grad_out: Array, x: Array, weight: Array) -> None:
     expected = x.shape[:-1] + weight.shape[1:]
     if grad_out.shape != expected:
         raise ValueError(f"grad_out must have shape {expected}, as affine(x, weight) has, got {grad_out.shape}")
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+def from_forward(kept: Array | None, layer: str) -> Array:
+    """What a layer kept for its backward pass."""
+    if kept is None:
+        raise ValueError(f"{layer}.backward needs a forward pass first, there was none")
+    return kept
 
 
 # ---- models: settings and whole data sets ----------------------------------------------------------------------------

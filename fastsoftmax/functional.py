@@ -37,7 +37,7 @@ _NO_PROBS = {dtype: np.empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT
 
 _CHUNK = 1 << 17  # elements: 30 us; chunks do not depend on the number of threads, so that sums do not
 _PARALLEL = 5 * _CHUNK  # elements: 200 us of serial work, where a second thread begins to pay
-_STREAM = 1 << 25  # bytes of output: beyond the last-level cache, go past it
+_STREAM, _STREAM_ROW = 1 << 25, 1 << 12  # bytes of output, of a row: beyond the last-level cache, go past it
 
 
 def _over_rows(n_rows: int, n_columns: int, call: Callable[[int, int, int], Any]) -> float:
@@ -55,6 +55,10 @@ def _over_rows(n_rows: int, n_columns: int, call: Callable[[int, int, int], Any]
     return total
 
 
+def _streams(rows: Array) -> bool:
+    return rows.nbytes >= _STREAM and rows.strides[0] >= _STREAM_ROW
+
+
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
 def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     """A kernel (rows in, rows out) along the axes of an array of any layout."""
@@ -65,11 +69,21 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     if x.size == 0:
         return result
     dtype = COMPUTED_IN[x.dtype]
+    if _arrays.is_columns(x, axes, dtype) and _arrays.is_columns(result, axes, dtype) and (
+        out is None or _arrays.safe_to_fill(result, x)
+    ):
+        (k,) = axes
+        outer, inner = math.prod(x.shape[:k]), math.prod(x.shape[k + 1 :])
+        z, y = (a.reshape(outer, n_classes, inner) for a in (x, result))
+        kernel = KERNELS[name + "_columns"][dtype]
+        width = 64 // x.itemsize  # columns in a strip
+        _over_rows(outer * -(-inner // width), width * n_classes, lambda *span: kernel(z, y, *span))
+        return result
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
     kernel = KERNELS[name][dtype]
-    streaming = target.nbytes >= _STREAM and (out is None or not np.may_share_memory(target, rows))
+    streaming = _streams(target) and (out is None or not np.may_share_memory(target, rows))
     _over_rows(*rows.shape, lambda *span: kernel(rows, target, streaming, *span))
     if not direct:
         result[...] = _arrays.from_rows(target, x.shape, axes)
@@ -542,7 +556,7 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
     else:
         kernel = KERNELS["cross_entropy_with_grad"][rows.dtype]
         before = (rows, loss.labels)
-        after = (grad.nbytes >= _STREAM and not np.may_share_memory(grad, rows),)
+        after = (_streams(grad) and not np.may_share_memory(grad, rows),)
     before += (loss.class_weight, loss.sample_weight, loss.ignore_index, by_row, scale, denominator, losses, grad)
     return _over_rows(*rows.shape, lambda *span: kernel(*before, *after, *span))
 

@@ -21,6 +21,8 @@ MODULES: dict[str, str] = {
     "log_softmax": "softmax",
     "logsumexp": "softmax",
     "exp": "softmax",
+    "softmax_columns": "columns",
+    "log_softmax_columns": "columns",
     "check_targets": "cross_entropy",
     "cross_entropy": "cross_entropy",
     "cross_entropy_with_grad": "cross_entropy",

@@ -14,7 +14,8 @@ import numpy as np
 from ._jit import inline
 from ._math import exp_shifted, lane_add, lane_start, lane_sums, low_add, low_start, two_diff
 from ._simd import (
-    constant, lanes, larger, load, load_transposed, misalignment, pointer, select, shift, store, store_transposed,
+    constant, lanes, larger, load, load_transposed, misalignment, pointer, prefetch, prefetch_to_write, select, shift,
+    store, store_transposed,
 )  # fmt: skip
 
 NARROW = 64  # classes
@@ -43,16 +44,19 @@ def aligned(scratch: Any) -> Any:
 
 @inline
 def load_tile(z: Any, n: int, rows: int, tile: Any) -> None:
+    """A square at a time; the last one overlaps the one before, so that no square is a part."""
     step = lanes(z)
     for j in range(0, n, step):
-        load_transposed(shift(z, j), n, rows, min(step, n - j), shift(tile, j * step))
+        k = max(0, min(j, n - step))
+        load_transposed(shift(z, k), n, rows, min(step, n), shift(tile, k * step))
 
 
 @inline
 def store_tile(tile: Any, out: Any, n: int, rows: int) -> None:
     step = lanes(out)
     for j in range(0, n, step):
-        store_transposed(shift(tile, j * step), shift(out, j), n, rows, min(step, n - j))
+        k = max(0, min(j, n - step))
+        store_transposed(shift(tile, k * step), shift(out, k), n, rows, min(step, n))
 
 
 @inline
@@ -78,8 +82,11 @@ def tile_max_and_target(tile: Any, n: int, labels: Any) -> Any:
 
 
 @inline
-def tile_exp(tile: Any, n: int, m: Any, keep: bool) -> Any:
-    """The lanes' d, see `lane_sums`; the exponentials replace the logits if they are to be kept."""
+def tile_exp(tile: Any, n: int, m: Any, keep: bool, ahead: Any, out: Any) -> Any:
+    """The lanes' d, see `lane_sums`; the exponentials replace the logits if they are to be kept.
+
+    Asks for what comes next while it computes, a line for each class: the logits at `ahead`, the results' place at `out`.
+    """
     step = lanes(tile)
     hi, lo = lane_start(tile)
     low = low_start()
@@ -87,6 +94,8 @@ def tile_exp(tile: Any, n: int, m: Any, keep: bool) -> Any:
     while j < n:
         end = min(n, j + _BLOCK)
         while j < end:
+            prefetch(ahead, j * step)
+            prefetch_to_write(out, j * step)
             s, error = two_diff(load(tile, j * step), m)
             value = exp_shifted(s, error)
             if keep:

@@ -12,7 +12,7 @@ from ._jit import CUBE_OUT, DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, RE
 from ._simd import keep_alive, lanes, pointer, shift
 from ._tile import ROWS, multiply_add, store_tile, tile
 from .affine import GROUP, add_rows, thin_outer, thin_product, thin_rows, turn_weight
-from .cross_entropy import cross_entropy_with_grad
+from .cross_entropy import narrow_gradient
 from .softmax import aligned
 
 
@@ -39,16 +39,15 @@ def linear_cross_entropy(
     logits, ones, nothing = np.empty((block, n_out), x.dtype), np.ones(1, x.dtype), np.empty(0, np.float64)
     g, one = pointer(logits, 0), pointer(ones, 0)
     to, to_bias = pointer(parts, first // size * n_in * n_out), pointer(parts_bias, first // size * n_out)
-    loss = 0.0
+    loss, factor = 0.0, scale / denominator
     for i in range(first, last, block):
         n, begun = min(block, last - i), i > first
         rows = slice(i, i + n)
         a = pointer(x, i * n_in)
         thin_product(a, n, n_in, turned, n_out, bias.size > 0, pointer(bias, 0), False, g)
-        loss += cross_entropy_with_grad(
-            logits, targets[rows], class_weight, sample_weight[rows] if sample_weight.size else sample_weight,
-            ignore_index, nothing, scale, denominator, losses[rows] if losses.size else losses, logits, False, 0, n,
-        )  # fmt: skip
+        given = pointer(class_weight, 0), class_weight.size > 0, pointer(sample_weight, i), sample_weight.size > 0
+        some = losses[rows] if losses.size else losses
+        loss += narrow_gradient(logits, targets[rows], given, ignore_index, nothing, factor, some, logits, 0, n)
         if parts.size:
             thin_outer(g, a, n, n_in, n_out, to, begun, shift(a, n * n_in))
             add_rows(g, n, n_out, one, to_bias, begun)

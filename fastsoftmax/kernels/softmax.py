@@ -49,8 +49,9 @@ def narrow_softmax(logits: Any, probs: Any, first: int, last: int) -> None:
             load_tile(pointer(logits, i * n), n, min(step, last - i), tile)
             store(maxima, b * step, tile_max(tile, n))
         for b in range(count):
-            tile = shift(tiles, b * size)
-            d, e = tile_exp(tile, n, load(maxima, b * step), True)
+            i, tile = start + b * step, shift(tiles, b * size)
+            ahead, out = pointer(logits, (i + most * step) * n), pointer(probs, i * n)
+            d, e = tile_exp(tile, n, load(maxima, b * step), True, ahead, out)
             low, high = ratio(tile, splat(1.0), *plus_one(d[0], d[1])), ratio(tile, splat(1.0), *plus_one(e[0], e[1]))
             q = pair_from_doubles(load(tile, 0), low, high)
             store(q_hi, b * step, q[0])
@@ -94,8 +95,9 @@ def narrow_log_softmax(logits: Any, log_probs: Any, first: int, last: int) -> No
             load_tile(pointer(logits, i * n), n, min(step, last - i), tile)
             store(maxima, b * step, tile_max(tile, n))
         for b in range(count):
-            tile = shift(tiles, b * size)
-            d, e = tile_exp(tile, n, load(maxima, b * step), False)
+            i, tile = start + b * step, shift(tiles, b * size)
+            ahead, out = pointer(logits, (i + most * step) * n), pointer(log_probs, i * n)
+            d, e = tile_exp(tile, n, load(maxima, b * step), False, ahead, out)
             low, high = log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0]
             store(logs, b * step, from_doubles(load(tile, 0), low, high))
         for b in range(count):
@@ -118,7 +120,8 @@ def logsumexp(logits, lse, first, last):
             rows = min(step, last - i)
             load_tile(pointer(logits, i * n), n, rows, tile)
             m = tile_max(tile, n)
-            a, b = tile_exp(tile, n, m, False)
+            ahead = pointer(logits, (i + step) * n)
+            a, b = tile_exp(tile, n, m, False, ahead, ahead)
             m0, m1 = in_doubles(m)
             value = from_doubles(m, shifted_log(tile, m0, a[0], a[1]), shifted_log(tile, m1, b[0], b[1]))
             store_first(pointer(lse, 0), i, value, rows)
