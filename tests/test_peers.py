@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastsoftmax import _peers, get_num_threads
+from fastsoftmax import _peers
 from fastsoftmax._peers import accuracy, reference, timing
 
 SMALL = {
@@ -44,7 +44,7 @@ def test_the_table_lists_exactly_the_factories_that_exist(implementation):
 @pytest.mark.parametrize(("op", "implementation"), [(op, name) for op, names in _peers.TABLE.items() for name in names])
 def test_every_implementation_is_right(op, implementation, dtype):
     module(implementation)
-    case = _peers.make_case(op, SMALL.get(op, "17x10"), dtype, get_num_threads())
+    case = _peers.make_case(op, SMALL.get(op, "17x10"), dtype)
     call = _peers.ready(case, implementation)  # checks the first result
     assert call is not None
     _peers.check(case, call(), implementation)  # and with buffers already used
