@@ -79,9 +79,13 @@ def cache(tmp_path_factory):
 def test_child_of_a_program_that_used_the_pool(cache, threads):
     out, err = run(
         f"""
+        def check_with_a_pool():
+            check()
+            assert threading.active_count() == {threads}, threading.enumerate()
+
         fs.set_num_threads({threads})
-        check()
-        print(threading.active_count(), in_child(check))
+        check_with_a_pool()
+        print(threading.active_count(), in_child(check_with_a_pool))
         # A grandchild too; and the parent goes on.
         print(in_child(lambda: (check(), sys.exit(in_child(check)) if in_child(check) else None)))
         check()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -146,10 +147,19 @@ def _in_a_worker(action):
 
 
 def test_call_from_within_a_worker_is_serial():
+    barrier = threading.Barrier(4, timeout=30)
+    with fs.num_threads(4):
+        run_chunks(lambda i: barrier.wait(), 4)  # there are workers to spare
+
     def nested():
         threads = set()
-        with fs.num_threads(2):
-            run_chunks(lambda i: threads.add(threading.current_thread()), 20)
+
+        def task(i):
+            threads.add(threading.current_thread())
+            time.sleep(0.01)
+
+        with fs.num_threads(4):
+            run_chunks(task, 20)
         return threads == {threading.current_thread()}
 
     assert _in_a_worker(nested) == [True]
