@@ -34,7 +34,7 @@ def write(path: PathLike, meta: Mapping[str, Any], arrays: Mapping[str, NDArray]
     """
     text = json.dumps({"format": FORMAT, "version": VERSION, **meta})
     buffer = io.BytesIO()  # in memory first: an error can then only come from one plain write
-    np.savez(buffer, meta=np.frombuffer(text.encode(), np.uint8), **arrays)
+    np.savez(buffer, **{"meta": np.frombuffer(text.encode(), np.uint8), **arrays})  # type: ignore[arg-type]
     path = Path(path)
     temporary = _temporary(path)
     try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +76,7 @@ class Run:
         shuffle: bool,
         validation: tuple[NDArray, NDArray] | None = None,
         patience: int | None = None,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
     ) -> None:
         self.model, self.targets = model, targets
@@ -85,7 +84,8 @@ class Run:
         self.batches = Batches(x, batch_size=batch_size, scale=model.scale, dtype=model.dtype)
         self.buffers = model._buffers(self.batches.batch_size)
         self.shuffle, self.validation, self.patience = shuffle, validation, patience
-        self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+        self.checkpoint, self.checkpoint_every = checkpoint is not None, checkpoint_every
+        self._path = checkpoint or ""
         self.position = Position()
         self.best_params: list[NDArray] = []
         self._good_params: list[NDArray] = []
@@ -200,7 +200,7 @@ class Run:
             "batch_size": self.batches.batch_size,
             "shuffle": self.shuffle,
             "patience": self.patience,
-            **{name: None if a is None else zlib.crc32(np.ascontiguousarray(a)) for name, a in arrays.items()},
+            **{name: None if a is None else zlib.crc32(np.ascontiguousarray(a).data) for name, a in arrays.items()},
         }
 
     def save(self) -> None:
@@ -214,11 +214,11 @@ class Run:
         for i, slots in enumerate(self.model.optimizer.slots):
             arrays.update({f"optimizer_{i}_{k}": slot for k, slot in enumerate(slots)})
         arrays.update({f"best_{i}": param for i, param in enumerate(self.best_params)})
-        _checkpoint.write(self.checkpoint, meta, arrays)
+        _checkpoint.write(self._path, meta, arrays)
 
     def resume(self) -> None:
         """Take the run up where the checkpoint left it."""
-        path, model = self.checkpoint, self.model
+        path, model = self._path, self.model
         meta, arrays = _checkpoint.read(path)
         if "run" not in meta:
             _checkpoint.foreign(path, "a model without the state of a training run: nothing to resume")
@@ -255,7 +255,7 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self.pending = False
-        self._previous: Callable[..., Any] | None = None
+        self._previous: Any = None
 
     def __enter__(self) -> _Interrupt:
         if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGINT)):

@@ -7,7 +7,7 @@ import math
 import os
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +142,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray:
             raise ValueError(f"{path}: truncated or damaged gzip file ({error})") from error
 
 
-def _read_idx(file: BinaryIO, path: Path) -> NDArray:
+def _read_idx(file: Any, path: Path) -> NDArray:
     magic = file.read(4)
     if len(magic) < 4:
         raise ValueError(f"{path}: truncated: {len(magic)} bytes, too short for an IDX file")

@@ -114,7 +114,7 @@ def gradient_check(
         if not entries.size:
             continue
         relative_step = np.cbrt(np.finfo(param.dtype).eps) if step is None else step
-        numeric = np.array([_central_difference(f, params, param, i, relative_step) for i in entries])
+        numeric = np.array([_central_difference(f, params, param, int(i), relative_step) for i in entries])
         analytic = gradient[name].reshape(-1)[entries]
         size = np.maximum(abs(analytic), abs(numeric))
         floor = max(1e-2 * size.max(initial=0.0, where=np.isfinite(size)), np.finfo(np.float64).tiny)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from . import _arrays
 from . import functional as F
 
 __all__ = ["Affine", "ReLU", "SoftmaxCrossEntropy"]
@@ -59,7 +60,8 @@ class Affine:
 
     def backward(self, grad_out: ArrayLike, *, need_grad_x: bool = True) -> Array | None:
         """Set ``grad_weight`` and ``grad_bias`` and return ``grad_x``, or None where it is not needed."""
-        grad_x, self.grad_weight, grad_bias = F.affine_backward(grad_out, self._x, self.weight, need_grad_x=need_grad_x)
+        x = _arrays.from_forward(self._x, "Affine")
+        grad_x, self.grad_weight, grad_bias = F.affine_backward(grad_out, x, self.weight, need_grad_x=need_grad_x)
         self.grad_bias = None if self.bias is None else grad_bias
         return grad_x
 
@@ -82,7 +84,7 @@ class ReLU:
 
     def backward(self, grad_out: ArrayLike, *, out: Array | None = None) -> Array:
         """``grad_out`` where the input was positive, 0 elsewhere."""
-        return F.relu_backward(grad_out, self._out, out=out)
+        return F.relu_backward(grad_out, _arrays.from_forward(self._out, "ReLU"), out=out)
 
 
 class SoftmaxCrossEntropy:
@@ -108,10 +110,11 @@ class SoftmaxCrossEntropy:
         class_weight: ArrayLike | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
-        reduction: str = "mean",
+        reduction: F.Reduction = "mean",
     ) -> None:
         self.class_weight, self.ignore_index = class_weight, ignore_index
-        self.label_smoothing, self.reduction = label_smoothing, reduction
+        self.label_smoothing = label_smoothing
+        self.reduction: F.Reduction = reduction
         self._grad_logits: Array | None = None
 
     def forward(
@@ -141,5 +144,6 @@ class SoftmaxCrossEntropy:
         -------
         ndarray of shape (n_rows, n_classes), fresh at every call
         """
-        scale = np.asarray(grad_loss, dtype=self._grad_logits.dtype)  # a float64 scalar must not widen the gradient
-        return self._grad_logits * (scale[..., np.newaxis] if scale.ndim else scale)
+        grad = _arrays.from_forward(self._grad_logits, "SoftmaxCrossEntropy")
+        scale = np.asarray(grad_loss, dtype=grad.dtype)  # a float64 scalar must not widen the gradient
+        return grad * (scale[..., np.newaxis] if scale.ndim else scale)

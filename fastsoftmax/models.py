@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -54,7 +54,7 @@ class Classifier:
         self.scale = _arrays.number("scale", scale)
         self.n_classes = None if n_classes is None else _arrays.count("n_classes", n_classes)
         self.dtype = _arrays.parameter_dtype(dtype)
-        self.seed = np.random.SeedSequence().entropy if seed is None else _arrays.count("seed", seed, low=0)
+        self.seed: Any = np.random.SeedSequence().entropy if seed is None else _arrays.count("seed", seed, low=0)
         self.layers: list[Affine] = []
         self.history = History()
 
@@ -181,7 +181,7 @@ class Classifier:
         """
         n_in = self.n_in if self.layers else None
         x, targets, sample_weight, n_classes = self._check_data(
-            x, targets, sample_weight, n_in, self.layers[-1].bias.size if self.layers else self.n_classes
+            x, targets, sample_weight, n_in, self.layers[-1].weight.shape[1] if self.layers else self.n_classes
         )
         batch_size = _arrays.count("batch_size", batch_size)
         if not self.layers:
@@ -227,7 +227,7 @@ class Classifier:
     @property
     def params(self) -> list[Array]:
         """The parameters themselves, not copies: ``[weight, bias]`` of each layer in turn."""
-        return [param for layer in self._fitted() for param in (layer.weight, layer.bias)]
+        return [param for layer in self._fitted() for param in (layer.weight, cast(Array, layer.bias))]
 
     @property
     def _decay(self) -> list[float]:
@@ -257,7 +257,7 @@ class Classifier:
         >>> bool(gradient_check(lambda params: model.loss_and_grads(x, targets), model.params))
         True
         """
-        n_classes = self._fitted()[-1].bias.size
+        n_classes = self._fitted()[-1].weight.shape[1]
         x, targets, sample_weight, _ = self._check_data(x, targets, sample_weight, self.n_in, n_classes)
         class_weight = _arrays.data_weights(class_weight, n_classes, "class_weight")
         batch = Batches(x, batch_size=len(x), scale=self.scale, dtype=self.dtype).take(slice(None))
@@ -295,7 +295,7 @@ class Classifier:
 
     def _head(
         self, x: Array, targets: NDArray, sample_weight: Array | None, class_weight: Array | None
-    ) -> tuple[float, Array | None, Array, Array]:
+    ) -> tuple[float, Any, Any, Any]:
         """The loss, and its gradients for what went into the last layer, for its weight and its bias."""
         loss, grads = F.linear_cross_entropy_with_grad(
             x,
@@ -308,7 +308,7 @@ class Classifier:
         )
         return loss, *grads
 
-    def _backward(self, grad: Array | None, inputs: list[Array], buffers: Buffers) -> list[Array]:
+    def _backward(self, grad: Any, inputs: list[Array], buffers: Buffers) -> list[Array]:
         """The gradients of the hidden layers' parameters, in the order of ``params``."""
         grads: list[Array] = []
         for i in range(len(buffers) - 1, -1, -1):
@@ -323,7 +323,7 @@ class Classifier:
 
     def _plain(self, layer: Affine) -> tuple[Array, Array]:
         """The layer's parameters as kernels take them, should somebody have put in arrays of another layout."""
-        return _arrays.contiguous(layer.weight, self.dtype), _arrays.contiguous(layer.bias, self.dtype)
+        return _arrays.contiguous(layer.weight, self.dtype), _arrays.contiguous(cast(Array, layer.bias), self.dtype)
 
     # ---- prediction ------------------------------------------------------------------------------------------
 
@@ -332,7 +332,7 @@ class Classifier:
         *hidden, head = self.layers
         x = _arrays.contiguous(x, self.dtype)
         for layer in hidden:
-            x = _affine.affine(x, *self._plain(layer), np.empty((len(x), layer.bias.size), self.dtype), relu=True)
+            x = _affine.affine(x, *self._plain(layer), np.empty((len(x), layer.weight.shape[1]), self.dtype), relu=True)
         return F.affine(x, head.weight, head.bias)
 
     def _blocks(self, x: NDArray) -> Iterator[tuple[slice, Array]]:
@@ -343,7 +343,7 @@ class Classifier:
     def decision_function(self, x: ArrayLike) -> Array:
         """The scores (logits), of shape (n_rows, n_classes)."""
         x = _arrays.data_rows(x, self.n_in)
-        scores = np.empty((len(x), self.layers[-1].bias.size), self.dtype)
+        scores = np.empty((len(x), self.layers[-1].weight.shape[1]), self.dtype)
         for rows, block in self._blocks(x):
             scores[rows] = block
         return scores
@@ -363,7 +363,7 @@ class Classifier:
 
     def score(self, x: ArrayLike, targets: ArrayLike) -> float:
         """The share of rows predicted right; of targets that are probabilities, the most probable class counts."""
-        x, targets, *_ = self._check_data(x, targets, None, self.n_in, self.layers[-1].bias.size)
+        x, targets, *_ = self._check_data(x, targets, None, self.n_in, self.layers[-1].weight.shape[1])
         return self._evaluate(x, targets)[1]
 
     def _evaluate(self, x: NDArray, targets: NDArray) -> tuple[float, float]:
@@ -429,7 +429,7 @@ class Classifier:
         return model
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        sizes = [self.n_in] + [layer.bias.size for layer in self.layers]
+        sizes = [self.n_in] + [layer.weight.shape[1] for layer in self.layers]
         optimizer = {"class": type(self.optimizer).__name__, **self.optimizer.settings()}
         settings = {key: getattr(self, key) for key in ("l2", "scale", "n_classes", "seed")}
         settings |= {"class": type(self).__name__, "dtype": self.dtype.name, "hidden": list(self.hidden)}

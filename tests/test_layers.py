@@ -164,3 +164,11 @@ def test_he_keeps_the_size_of_activations(rng):
     assert layer.weight.shape == (300, 20)
     assert layer.bias.shape == (20,)
     assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(
+    "layer", [Affine(np.ones((2, 2))), ReLU(), SoftmaxCrossEntropy()], ids=lambda a: type(a).__name__
+)
+def test_backward_before_forward(layer):
+    with pytest.raises(ValueError, match=f"{type(layer).__name__}.backward needs a forward pass first"):
+        layer.backward(np.ones((2, 2)))
