@@ -14,7 +14,7 @@ Axes = tuple[int, ...]
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 # dtype -> the precision it is computed in
-COMPUTED_IN = {np.dtype(np.float16): FLOAT32, FLOAT32: FLOAT32, FLOAT64: FLOAT64}
+COMPUTED_IN: dict[np.dtype[Any], np.dtype[Any]] = {np.dtype(np.float16): FLOAT32, FLOAT32: FLOAT32, FLOAT64: FLOAT64}
 REDUCTIONS = ("mean", "sum", "none")
 NOTHING = np.empty(0)  # stands for an array that was not given
 NO_LABELS = np.empty(0, np.int64)
@@ -89,7 +89,7 @@ def axes_of(axis: Any, ndim: int) -> Axes:
     if axis is None:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
-    axes = []
+    axes: list[int] = []
     for a in given:
         k = integer(a, "axis")
         if not -ndim <= k < ndim:
@@ -111,7 +111,7 @@ def one_axis(axis: Any, ndim: int) -> Axes:
 def classes_along(shape: tuple[int, ...], axes: Axes, name: str) -> int:
     """The number of classes; there must be one at least, unless there are no rows."""
     n = math.prod(shape[k] for k in axes)
-    if n == 0 and math.prod(s for k, s in enumerate(shape) if k not in axes):
+    if n == 0 and math.prod(lead_shape(shape, axes)):
         raise ValueError(f"{name} must have at least 1 class along the axis, got 0: shape {shape}")
     return n
 

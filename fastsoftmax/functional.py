@@ -40,11 +40,12 @@ _PARALLEL = 5 * _CHUNK  # elements: 200 us of serial work, where a second thread
 _STREAM, _STREAM_ROW = 1 << 25, 1 << 12  # bytes of output, of a row: beyond the last-level cache, go past it
 
 
-def _over_rows(n_rows: int, n_columns: int, call: Callable[[int, int, int], Any]) -> float:
+def _over_rows(shape: tuple[int, ...], call: Callable[..., Any]) -> float:
     """Run ``call(first, last, job)``, a kernel, over the rows; add what it returns for each chunk, in their order.
 
     Small work keeps the GIL: to hand it over and back costs 5 ms beside a busy Python thread.
     """
+    n_rows, n_columns = shape
     work = n_rows * n_columns
     if work <= _CHUNK:
         return call(0, n_rows, 0) or 0.0
@@ -77,14 +78,14 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         z, y = (a.reshape(outer, n_classes, inner) for a in (x, result))
         kernel = KERNELS[name + "_columns"][dtype]
         width = 64 // x.itemsize  # columns in a strip
-        _over_rows(outer * -(-inner // width), width * n_classes, lambda *span: kernel(z, y, *span))
+        _over_rows((outer * -(-inner // width), width * n_classes), lambda *span: kernel(z, y, *span))
         return result
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
     kernel = KERNELS[name][dtype]
     streaming = _streams(target) and (out is None or not np.may_share_memory(target, rows))
-    _over_rows(*rows.shape, lambda *span: kernel(rows, target, streaming, *span))
+    _over_rows(rows.shape, lambda *span: kernel(rows, target, streaming, *span))
     if not direct:
         result[...] = _arrays.from_rows(target, x.shape, axes)
     return result
@@ -222,7 +223,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     lse = np.empty(int(np.prod(lead)), dtype)
     if x.size:
         kernel = KERNELS["logsumexp"][dtype]
-        _over_rows(*rows.shape, lambda *span: kernel(rows, lse, *span))
+        _over_rows(rows.shape, lambda *span: kernel(rows, lse, *span))
     shape = tuple(1 if k in axes else s for k, s in enumerate(x.shape)) if keepdims else lead
     return lse.astype(x.dtype, copy=False).reshape(shape)[()]
 
@@ -248,13 +249,15 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
     kernel = KERNELS[name][dtype]
-    _over_rows(*y_rows.shape, lambda *span: kernel(g_rows, y_rows, target, *span))
+    _over_rows(y_rows.shape, lambda *span: kernel(g_rows, y_rows, target, *span))
     if not direct:
         grad_logits[...] = _arrays.from_rows(target, y.shape, axes)
     return grad_logits
 
 
-def softmax_backward(grad_probs: ArrayLike, probs: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:  # fmt: skip
+def softmax_backward(
+    grad_probs: ArrayLike, probs: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None
+) -> Array:
     r"""Gradient of a loss for the logits, from its gradient for the probabilities: ``p * (g - sum(g * p))``.
 
     This is the vector-Jacobian product: the Jacobian ``diag(p) - p p^T``, (n_classes, n_classes) for every row, is never
@@ -289,7 +292,9 @@ def softmax_backward(grad_probs: ArrayLike, probs: ArrayLike, axis: int | tuple[
     return _backward("softmax_backward", grad_probs, probs, axis, out, ("grad_probs", "probs"))
 
 
-def log_softmax_backward(grad_log_probs: ArrayLike, log_probs: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:  # fmt: skip
+def log_softmax_backward(
+    grad_log_probs: ArrayLike, log_probs: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None
+) -> Array:
     r"""Gradient for the logits from the gradient for the log-probabilities: ``g - exp(log_probs) * sum(g)``.
 
     Parameters
@@ -478,7 +483,7 @@ def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
         kernel = KERNELS["cross_entropy"][rows.dtype]
         before = (rows, loss.labels)
     before += (loss.class_weight, loss.sample_weight, loss.ignore_index, losses)
-    return _over_rows(*rows.shape, lambda *span: kernel(*before, *span))
+    return _over_rows(rows.shape, lambda *span: kernel(*before, *span))
 
 
 def cross_entropy_with_grad(
@@ -558,7 +563,7 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
         before = (rows, loss.labels)
         after = (_streams(grad) and not np.may_share_memory(grad, rows),)
     before += (loss.class_weight, loss.sample_weight, loss.ignore_index, by_row, scale, denominator, losses, grad)
-    return _over_rows(*rows.shape, lambda *span: kernel(*before, *after, *span))
+    return _over_rows(rows.shape, lambda *span: kernel(*before, *after, *span))
 
 
 def cross_entropy_grad_hess(
@@ -605,7 +610,7 @@ def cross_entropy_grad_hess(
     hess = np.empty_like(rows)
     if rows.size:
         kernel = KERNELS["softmax_hessian"][dtype]
-        _over_rows(*rows.shape, lambda *span: kernel(rows, by_row, factor, hess, *span))
+        _over_rows(rows.shape, lambda *span: kernel(rows, by_row, factor, hess, *span))
     return grad, hess.reshape(x.shape).astype(x.dtype, copy=False)
 
 
@@ -783,7 +788,7 @@ def _elementwise(name: str, inputs: tuple[Array, ...], result: Array) -> Array:
     direct = direct and all(_arrays.safe_to_fill(result.reshape(-1), a) for a in flat)
     target = result.reshape(-1) if direct else np.empty(result.size, dtype)
     kernel = KERNELS[name][dtype]
-    _over_rows(result.size, 1, lambda *span: kernel(*flat, target, *span))
+    _over_rows((result.size, 1), lambda *span: kernel(*flat, target, *span))
     if not direct:
         result[...] = target.reshape(result.shape)
     return result

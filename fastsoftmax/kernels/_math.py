@@ -12,11 +12,26 @@ from numba import types
 
 from ._jit import by_type, inline
 from ._simd import (
-    V32, constant, exact_fma, fma, polynomial, narrow, pow2, rotate_half, select, split_exponent, splat, total, widen,
+    V32,
+    constant,
+    exact_fma,
+    fma,
+    narrow,
+    polynomial,
+    pow2,
+    rotate_half,
+    select,
+    splat,
+    split_exponent,
+    total,
+    widen,
 )  # fmt: skip
 
 # exp(r) = 1 + r + r*r*Q(r) on |r| <= ln(2)/2: Remez, weighted to the relative error of exp: 2**-34 and 2**-57.9
-_Q32 = (0.5000000067839700, 0.16666665867010359, 0.04166629436445909, 0.0083334973407825232, 0.0013944703583915311, 0.0001979029808975045)
+_Q32 = (
+    0.5000000067839700, 0.16666665867010359, 0.04166629436445909, 0.0083334973407825232, 0.0013944703583915311,
+    0.0001979029808975045,
+)  # fmt: skip
 _Q64 = (
     0.5000000000000011, 0.1666666666666641, 0.04166666666652973, 0.008333333333494977, 0.0013888888943759984,
     0.00019841269505773807, 0.00002480149294961707, 2.755758680384707e-6, 2.7630306255647857e-7, 2.5000018853083342e-8,

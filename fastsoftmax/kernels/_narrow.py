@@ -14,8 +14,19 @@ import numpy as np
 from ._jit import inline
 from ._math import exp_shifted, lane_add, lane_start, lane_sums, low_add, low_start, two_diff
 from ._simd import (
-    constant, lanes, larger, load, load_transposed, misalignment, pointer, prefetch, prefetch_to_write, select, shift,
-    store, store_transposed,
+    constant,
+    lanes,
+    larger,
+    load,
+    load_transposed,
+    misalignment,
+    pointer,
+    prefetch,
+    prefetch_to_write,
+    select,
+    shift,
+    store,
+    store_transposed,
 )  # fmt: skip
 
 NARROW = 64  # classes

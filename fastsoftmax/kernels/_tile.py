@@ -15,7 +15,18 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
 from ._simd import (
-    _I32, _I64, _address, _align, _call, _first, _larger, _masked_load, _masked_store, _shuffle, _splat, vector_of,
+    _I32,
+    _I64,
+    _address,
+    _align,
+    _call,
+    _first,
+    _larger,
+    _masked_load,
+    _masked_store,
+    _shuffle,
+    _splat,
+    vector_of,
 )  # fmt: skip
 
 

@@ -13,10 +13,32 @@ import numpy as np
 
 from ._jit import inline
 from ._math import (
-    SHIFT32, SHIFT64, exp_shifted, lane_add, lane_start, low_add, low_start, pair_from_doubles, row_sum, two_diff,
+    SHIFT32,
+    SHIFT64,
+    exp_shifted,
+    lane_add,
+    lane_start,
+    low_add,
+    low_start,
+    pair_from_doubles,
+    row_sum,
+    two_diff,
 )  # fmt: skip
 from ._simd import (
-    constant, fma, lane, lanes, larger, largest, load, load_first, misalignment, prefetch, splat, store, store_first, stream,
+    constant,
+    fma,
+    lane,
+    lanes,
+    larger,
+    largest,
+    load,
+    load_first,
+    misalignment,
+    prefetch,
+    splat,
+    store,
+    store_first,
+    stream,
 )  # fmt: skip
 
 # vectors after which the small parts of a sum move to doubles: so many additions lose less than half an ulp

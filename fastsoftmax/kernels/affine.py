@@ -16,11 +16,31 @@ import numpy as np
 
 from ._jit import CUBE_OUT, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._simd import (
-    constant, keep_alive, lanes, load, load_first, load_transposed, pointer, shift, store, store_first,
+    constant,
+    keep_alive,
+    lanes,
+    load,
+    load_first,
+    load_transposed,
+    pointer,
+    shift,
+    store,
+    store_first,
 )  # fmt: skip
 from ._tile import (
-    ROWS, VECTORS, WIDE, across, add_row, add_tile, multiply_add, multiply_add_ahead, multiply_add_lanes, positive_part,
-    store_tile, tile, tile_rows,
+    ROWS,
+    VECTORS,
+    WIDE,
+    across,
+    add_row,
+    add_tile,
+    multiply_add,
+    multiply_add_ahead,
+    multiply_add_lanes,
+    positive_part,
+    store_tile,
+    tile,
+    tile_rows,
 )  # fmt: skip
 from .softmax import aligned
 

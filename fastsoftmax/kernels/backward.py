@@ -5,14 +5,18 @@ The inner products are taken in doubles (of doubles: in pairs), 8 lanes at a tim
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-from ._jit import DOUBLES_IN, INDEX, MATRIX_IN, MATRIX_OUT, REAL, inline, signature
-from ._math import SHIFT32, SHIFT64, exp_shifted, plus_one, ratio, two_diff, two_product, two_sum
+from ._jit import DOUBLES_IN, INDEX, MATRIX_IN, MATRIX_OUT, REAL, signature
+from ._math import SHIFT32, SHIFT64, exp_shifted, plus_one, ratio, two_product, two_sum
 from ._simd import (
-    constant, lane, lanes, load, load_first, load_wide_first, pointer, select, splat, store_first, total,
+    constant,
+    lanes,
+    load_first,
+    load_wide_first,
+    pointer,
+    select,
+    splat,
+    store_first,
+    total,
 )  # fmt: skip
 from ._wide import row_exp, row_max, scaled, split
 
@@ -46,17 +50,17 @@ def log_softmax_backward(grad_log_probs, log_probs, grad_logits, first, last):
     n = log_probs.shape[1]
     step = lanes(pointer(log_probs, 0))
     for i in range(first, last):
-        g, l, out = pointer(grad_log_probs, i * n), pointer(log_probs, i * n), pointer(grad_logits, i * n)
+        g, logp, out = pointer(grad_log_probs, i * n), pointer(log_probs, i * n), pointer(grad_logits, i * n)
         s, error = splat(0.0), splat(0.0)
         for j in range(0, n, 8):
             s, rest = two_sum(s, load_wide_first(g, j, n - j, 0.0))
             error = error + rest
-        zero = constant(l, 0.0, 0.0)
+        zero = constant(logp, 0.0, 0.0)
         sum_ = splat(split(zero, splat(total(s) + total(error)), splat(0.0))[0])
-        unit = constant(l, 1.0 / SHIFT32, 1.0 / SHIFT64)
+        unit = constant(logp, 1.0 / SHIFT32, 1.0 / SHIFT64)
         for j in range(0, n, step):
             k = n - j
-            p = exp_shifted(load_first(l, j, k, zero), zero) * unit
+            p = exp_shifted(load_first(logp, j, k, zero), zero) * unit
             store_first(out, j, load_first(g, j, k, zero) - p * sum_, k)
 
 

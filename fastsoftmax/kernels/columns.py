@@ -15,7 +15,18 @@ from ._jit import CUBE_IN, CUBE_OUT, INDEX, inline, signature
 from ._math import from_doubles, log1p_pair, pair_from_doubles, plus_one, ratio
 from ._narrow import NARROW, aligned, tile_exp, tile_max
 from ._simd import (
-    constant, keep_alive, lanes, load, load_first, load_transposed, pointer, shift, splat, store, store_first, store_transposed,
+    constant,
+    keep_alive,
+    lanes,
+    load,
+    load_first,
+    load_transposed,
+    pointer,
+    shift,
+    splat,
+    store,
+    store_first,
+    store_transposed,
 )  # fmt: skip
 from ._wide import row_exp, row_exp_sum, row_max, row_scale, row_subtract, scaled, split
 

@@ -16,14 +16,48 @@ import numpy as np
 
 from ._jit import DOUBLES_IN, FLAG, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
 from ._math import (
-    SHIFT32, SHIFT64, exp_shifted, from_doubles, in_doubles, log1p_pair, pair_from_doubles, plus_one, ratio, two_diff, two_sum,
+    SHIFT32,
+    SHIFT64,
+    exp_shifted,
+    from_doubles,
+    in_doubles,
+    log1p_pair,
+    pair_from_doubles,
+    plus_one,
+    ratio,
+    two_diff,
+    two_sum,
 )  # fmt: skip
 from ._narrow import (
-    NARROW, aligned, load_tile, store_tile, tile_exp, tile_max_and_target, tile_size, tiles_together,
+    NARROW,
+    aligned,
+    load_tile,
+    store_tile,
+    tile_exp,
+    tile_max_and_target,
+    tile_size,
+    tiles_together,
 )  # fmt: skip
 from ._simd import (
-    V32, any_lane, constant, fence, item, keep_alive, lane, lanes, load, load_first, load_labels, pointer, put, select,
-    shift, splat, store, store_first, total,
+    V32,
+    any_lane,
+    constant,
+    fence,
+    item,
+    keep_alive,
+    lane,
+    lanes,
+    load,
+    load_first,
+    load_labels,
+    pointer,
+    put,
+    select,
+    shift,
+    splat,
+    store,
+    store_first,
+    total,
 )  # fmt: skip
 from ._wide import row_exp, row_exp_sum, row_max, row_scale, scaled, split
 

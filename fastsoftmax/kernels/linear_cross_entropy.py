@@ -27,7 +27,8 @@ def linear_cross_entropy(
     """Rows [first, last): the sum of the weighted losses; into `losses`, `grad_x` and `parts` what has a size.
 
     parts[k] (n_out, n_in) and parts_bias[k] are chunk k's share of the gradients, k being first // size; for their sum see
-    `affine.add_thin_parts`. Arrays of length 0 stand for "not given" and "not wanted". At most `affine.THIN` classes. Gradients are times scale / denominator.
+    `affine.add_thin_parts`. Arrays of length 0 stand for "not given" and "not wanted". At most `affine.THIN` classes.
+    Gradients are times scale / denominator.
     """
     n_in, n_out = weight.shape
     w = pointer(weight, 0)

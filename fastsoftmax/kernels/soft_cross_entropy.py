@@ -16,11 +16,30 @@ import numpy as np
 
 from ._jit import DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
 from ._math import (
-    SHIFT64, exp_pair, exp_shifted, fast_two_sum, log1p_pair, plus_one, two_diff, two_product, two_sum,
+    SHIFT64,
+    exp_pair,
+    exp_shifted,
+    fast_two_sum,
+    log1p_pair,
+    plus_one,
+    two_diff,
+    two_product,
+    two_sum,
 )  # fmt: skip
 from ._simd import (
-    V32, exact_fma, keep_alive, lane, load, load_first, load_wide_first, pointer, select, splat, store,
-    store_narrow_first, total,
+    V32,
+    exact_fma,
+    keep_alive,
+    lane,
+    load,
+    load_first,
+    load_wide_first,
+    pointer,
+    select,
+    splat,
+    store,
+    store_narrow_first,
+    total,
 )  # fmt: skip
 from ._wide import row_max
 

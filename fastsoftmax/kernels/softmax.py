@@ -8,11 +8,31 @@ import numpy as np
 
 from ._jit import FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._math import (
-    SHIFT32, SHIFT64, exp_shifted, from_doubles, in_doubles, log1p_pair, pair_from_doubles, plus_one, ratio, two_sum,
+    SHIFT32,
+    SHIFT64,
+    exp_shifted,
+    from_doubles,
+    in_doubles,
+    log1p_pair,
+    pair_from_doubles,
+    plus_one,
+    ratio,
+    two_sum,
 )  # fmt: skip
 from ._narrow import NARROW, aligned, load_tile, store_tile, tile_exp, tile_max, tile_size, tiles_together
 from ._simd import (
-    constant, fence, keep_alive, lane, lanes, load, load_first, pointer, shift, splat, store, store_first,
+    constant,
+    fence,
+    keep_alive,
+    lane,
+    lanes,
+    load,
+    load_first,
+    pointer,
+    shift,
+    splat,
+    store,
+    store_first,
 )  # fmt: skip
 from ._wide import row_exp, row_exp_sum, row_max, row_scale, row_subtract, scaled, split
 

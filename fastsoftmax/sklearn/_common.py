@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
 from sklearn.utils import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight
 

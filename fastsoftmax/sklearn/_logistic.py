@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-
-from fastsoftmax import functional as F
-from fastsoftmax.sklearn._common import row_weights
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+
+from fastsoftmax import functional as F
+from fastsoftmax.sklearn._common import row_weights
 
 __all__ = ["LogisticRegression"]
 

@@ -9,13 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from fastsoftmax import functional as F
-from fastsoftmax._batches import Batches
-from fastsoftmax.layers import Affine
-from fastsoftmax.models import MLP
-from fastsoftmax.optimizers import SGD, Adam, Optimizer
-from fastsoftmax.sklearn._common import row_weights
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -23,6 +16,13 @@ from sklearn.utils import check_random_state, gen_batches, shuffle
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
+
+from fastsoftmax import functional as F
+from fastsoftmax._batches import Batches
+from fastsoftmax.layers import Affine
+from fastsoftmax.models import MLP
+from fastsoftmax.optimizers import SGD, Adam, Optimizer
+from fastsoftmax.sklearn._common import row_weights
 
 __all__ = ["MLPClassifier"]
 
