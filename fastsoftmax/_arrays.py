@@ -111,7 +111,7 @@ def one_axis(axis: Any, ndim: int) -> Axes:
 def classes_along(shape: tuple[int, ...], axes: Axes, name: str) -> int:
     """The number of classes; there must be one at least, unless there are no rows."""
     n = math.prod(shape[k] for k in axes)
-    if n == 0 and math.prod(lead_shape(shape, axes)):
+    if n == 0 and 0 not in lead_shape(shape, axes):
         raise ValueError(f"{name} must have at least 1 class along the axis, got 0: shape {shape}")
     return n
 

@@ -39,8 +39,13 @@ def dropin_cases(dtype: DTypeLike = np.float64) -> list[DropinCase]:
     makers = (_scipy, _torch, _sklearn, _boosting)
     cases = [case for maker in makers for case in maker(rng, np.dtype(dtype))]
     for label, (theirs, ours) in course_cases(dtype).items():
-        cases.append(DropinCase(label, lambda call=theirs: call, lambda call=ours: call))
+        cases.append(DropinCase(label, _ready(theirs), _ready(ours)))
     return cases
+
+
+def _ready(call: Callable[[], object]) -> Callable[[], Callable[[], object]]:
+    """A factory of a call that is ready already."""
+    return lambda: call
 
 
 def _logits(rng: np.random.Generator, dtype: np.dtype, *shape: int) -> Array:

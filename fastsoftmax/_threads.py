@@ -152,6 +152,7 @@ class _Call:
     def _work(self) -> None:
         """Do chunks until none is left."""
         task = self._task
+        assert task is not None  # until `_close`, which waits for those who work
         try:
             while True:
                 try:
