@@ -1,0 +1,252 @@
+"""The affine layer's products, the classifier head over them, and the small passes of a training step."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from tolerance import PRODUCT
+
+import fastsoftmax as fs
+from fastsoftmax import _affine
+from fastsoftmax.kernels import kernel
+
+GUARD = 77.0
+# (n_rows, n_in, n_out): each crosses an edge of a tile, a block, a copied panel or a vector, or has nothing to do
+SHAPES = [
+    (1, 1, 1), (1, 784, 100), (2, 40, 300), (3, 5, 49), (5, 0, 3), (0, 5, 3), (0, 5, 30), (7, 1100, 12), (9, 20, 130),
+    (17, 33, 5), (40, 600, 1100), (65, 49, 10), (128, 1000, 10), (270, 17, 1), (300, 2100, 8), (530, 30, 11),
+    (130, 129, 47), (13, 1030, 33),
+]  # fmt: skip
+
+
+def guarded(shape, dtype):
+    """An array between two guard zones, filled with NaN; and the function that checks the zones."""
+    size = int(np.prod(shape))
+    around = np.full(size + 128, GUARD, dtype)
+    inside = around[64 : 64 + size].reshape(shape)
+    inside[...] = np.nan
+
+    def check():
+        assert (around[:64] == GUARD).all()
+        assert (around[64 + size :] == GUARD).all()
+
+    return inside, check
+
+
+def assert_product(result, a, b, extra=0.0):
+    """result == a @ b + extra within PRODUCT eps of the sum of the absolute values."""
+    exact_a, exact_b = a.astype(np.longdouble), b.astype(np.longdouble)
+    truth = exact_a @ exact_b + extra
+    size = np.abs(exact_a) @ np.abs(exact_b) + np.abs(extra)
+    assert result.shape == truth.shape
+    assert (np.abs(result - truth) <= PRODUCT * np.finfo(result.dtype).eps * size).all()
+
+
+def make(shape, dtype, rng):
+    n_rows, n_in, n_out = shape
+    draw = [rng.standard_normal(s).astype(dtype) for s in ((n_rows, n_in), (n_in, n_out), n_out, (n_rows, n_out))]
+    return draw  # x, weight, bias, grad_out
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward(shape, dtype, rng):
+    x, weight, bias, grad_out = make(shape, dtype, rng)
+    out, check = guarded(grad_out.shape, dtype)
+    _affine.affine(x, weight, bias, out)
+    assert_product(out, x, weight, bias)
+    check()
+    without, check = guarded(grad_out.shape, dtype)
+    _affine.affine(x, weight, None, without)
+    assert_product(without, x, weight)
+    check()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_backward(shape, dtype, rng):
+    x, weight, bias, grad_out = make(shape, dtype, rng)
+    (grad_x, check_x), (grad_weight, check_weight), (grad_bias, check_bias) = (
+        guarded(a.shape, dtype) for a in (x, weight, bias)
+    )
+    _affine.affine_grad_x(grad_out, weight, grad_x)
+    _affine.affine_grad_weight(grad_out, x, grad_weight, grad_bias)
+    assert_product(grad_x, grad_out, weight.T)
+    assert_product(grad_weight, x.T, grad_out)
+    assert_product(grad_bias, np.ones(len(x), dtype), grad_out)
+    for check in (check_x, check_weight, check_bias):
+        check()
+
+
+@pytest.mark.parametrize("shape", [(17, 33, 5), (300, 40, 21), (9, 0, 4)], ids=str)
+def test_gradients_are_added_to_what_is_there(shape, dtype, rng):
+    x, weight, bias, grad_out = make(shape, dtype, rng)
+    grad_weight, grad_bias = weight.copy(), bias.copy()
+    _affine.affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding=True)
+    assert_product(grad_weight, x.T, grad_out, weight)
+    assert_product(grad_bias, np.ones(len(x), dtype), grad_out, bias)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_relu_in_the_product_is_relu_after_it(shape, dtype, rng):
+    x, weight, bias, grad_out = make(shape, dtype, rng)
+    plain, rectified = np.empty_like(grad_out), np.empty_like(grad_out)
+    _affine.affine(x, weight, bias, plain)
+    _affine.affine(x, weight, bias, rectified, relu=True)
+    np.testing.assert_array_equal(rectified, np.maximum(plain, 0))
+
+
+@pytest.mark.parametrize("n_out", [1, 10, 11, 100, 600])
+def test_a_row_does_not_depend_on_the_other_rows(n_out, dtype, rng):
+    x, weight, bias, _ = make((300, 1050, n_out), dtype, rng)
+    together = fs.affine(x, weight, bias)
+    for some in (slice(0, 1), slice(7, 9), slice(100, 299)):
+        np.testing.assert_array_equal(fs.affine(x[some], weight, bias), together[some])
+
+
+@pytest.mark.parametrize("shape", [(30000, 100, 10), (4000, 300, 40), (600, 600, 700)], ids=str)
+def test_bits_do_not_depend_on_threads(shape, dtype, rng):
+    x, weight, bias, grad_out = make(shape, dtype, rng)
+    assert _affine._chunks(len(x), x.size * shape[2], _affine.GRAIN)[0] > 1, "a shape of one chunk shows nothing"
+    targets = rng.integers(0, shape[2], len(x))
+
+    def everything():
+        loss, grads = fs.linear_cross_entropy_with_grad(x, weight, targets, bias)
+        return [np.float64(loss), *grads, fs.affine(x, weight, bias), *fs.affine_backward(grad_out, x, weight)]
+
+    with fs.num_threads(1):
+        alone = everything()
+    for n in (2, 5):
+        with fs.num_threads(n):
+            for a, b in zip(alone, everything(), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+HEADS = [(1, 1, 1), (2, 3, 1), (17, 33, 5), (1, 4, 10), (3, 2, 11), (5, 6, 70)]
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"label_smoothing": 0.1}, {"ignore_index": 0}], ids=str)
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+def test_gradients_of_the_head_are_differences_of_its_loss(shape, options, rng):
+    x, weight, bias, _ = make(shape, np.float64, rng)
+    targets = rng.integers(0, shape[2], shape[0])
+    targets[-1] = shape[2] - 1
+    if shape[2] == 1:
+        options = {k: v for k, v in options.items() if k != "ignore_index"}  # else nothing would be left
+    weights = {"class_weight": rng.random(shape[2]) + 0.5, "sample_weight": rng.random(shape[0]) + 0.5}
+
+    def loss():
+        return fs.linear_cross_entropy(x, weight, targets, bias, **options, **weights)
+
+    value, grads = fs.linear_cross_entropy_with_grad(x, weight, targets, bias, **options, **weights)
+    assert value == loss()
+    step = 1e-3
+    for param, grad in zip((x, weight, bias), grads, strict=True):
+        largest = max(np.abs(grad).max(), 1e-3)
+        for at in [tuple(rng.integers(0, param.shape)) for _ in range(12)]:
+            kept, values = param[at], {}
+            for k in (-2, -1, 1, 2):
+                param[at] = kept + k * step
+                values[k] = loss()
+            param[at] = kept
+            numeric = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * step)
+            assert abs(numeric - grad[at]) <= 1e-7 * largest
+
+
+@pytest.mark.parametrize("n_out", [2, 10, 11, 100])
+def test_losses_of_the_head_are_those_of_its_logits(n_out, dtype, rng):
+    """To the bit: so the head has cross_entropy's error bounds."""
+    x, weight, bias, _ = make((200, 50, n_out), dtype, rng)
+    x *= 5
+    targets = rng.integers(0, n_out, 200)
+    targets[::7] = -100
+    options = {"class_weight": rng.random(n_out), "sample_weight": rng.random(200), "reduction": "none"}
+    logits = fs.affine(x, weight, bias)
+    losses, (_, _, grad_bias) = fs.linear_cross_entropy_with_grad(x, weight, targets, bias, **options)
+    expected, grad_logits = fs.cross_entropy_with_grad(logits, targets, **options)
+    np.testing.assert_array_equal(losses, expected)
+    np.testing.assert_array_equal(fs.linear_cross_entropy(x, weight, targets, bias, **options), expected)
+    assert_product(grad_bias, np.ones(200, dtype), grad_logits)
+
+
+def test_empty_batch(dtype):
+    x, weight, bias = np.empty((0, 4), dtype), np.ones((4, 3), dtype), np.ones(3, dtype)
+    loss, (grad_x, grad_weight, grad_bias) = fs.linear_cross_entropy_with_grad(x, weight, np.empty(0, np.int64), bias)
+    assert np.isnan(loss)
+    assert grad_x.shape == (0, 4)
+    assert not grad_weight.any()
+    assert not grad_bias.any()
+
+
+def test_the_logits_of_many_classes_are_never_stored_whole():
+    n_rows, n_in, n_out = 2000, 8, 20000
+    x, weight = np.ones((n_rows, n_in), np.float32), np.ones((n_in, n_out), np.float32)
+    targets = np.arange(n_rows)
+    fs.linear_cross_entropy_with_grad(x[:2], weight, targets[:2])  # compiled
+    tracemalloc.start()
+    try:
+        loss, grads = fs.linear_cross_entropy_with_grad(x, weight, targets)
+        extra = tracemalloc.get_traced_memory()[1] - sum(g.nbytes for g in grads if g is not None)
+    finally:
+        tracemalloc.stop()
+    assert loss == pytest.approx(np.log(n_out))
+    assert extra <= 64 << 20, "the whole logits are 160 MB"
+
+
+# ---- the small passes ----------------------------------------------------------------------------------------------
+SIZES = [0, 1, 7, 8, 9, 15, 16, 17, 40, 1000]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_relu_and_its_gradient_in_place(size, dtype, rng):
+    x, grad = rng.standard_normal((2, size)).astype(dtype)
+    expected = np.where(x > 0, grad, 0)
+    fs.relu_backward(grad, x, out=grad)
+    np.testing.assert_array_equal(grad, expected)
+    expected = np.maximum(x, 0)
+    fs.relu(x, out=x)
+    np.testing.assert_array_equal(x, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+def test_updates(size, l2, dtype, rng):
+    close = {"rtol": 8 * np.finfo(dtype).eps, "atol": 8 * np.finfo(dtype).eps}
+    start, grad = rng.standard_normal((2, size)).astype(dtype)
+    slope = grad + l2 * start.astype(np.float64)
+
+    param, check = guarded(size, dtype)
+    param[:] = start
+    kernel("sgd_update", dtype)(param, grad, 0.5, l2, 0, size, False)
+    np.testing.assert_allclose(param, start - 0.5 * slope, **close)
+    check()
+
+    for nesterov in (False, True):
+        param[:], velocity = start, np.full(size, 0.25, dtype)
+        kernel("momentum_update", dtype)(param, grad, velocity, 0.5, l2, 0.75, nesterov, 0, size, False)
+        speed = 0.75 * 0.25 + slope
+        np.testing.assert_allclose(velocity, speed, **close)
+        np.testing.assert_allclose(param, start - 0.5 * (0.75 * speed + slope if nesterov else speed), **close)
+        check()
+
+    param[:], mean, square = start, np.full(size, 0.5, dtype), np.full(size, 0.25, dtype)
+    kernel("adam_update", dtype)(param, grad, mean, square, 0.5, l2, 0.9, 0.999, 1e-3, 0, size, False)
+    m, v = 0.9 * 0.5 + 0.1 * slope, 0.999 * 0.25 + 0.001 * slope**2
+    np.testing.assert_allclose(mean, m, **close)
+    np.testing.assert_allclose(square, v, **close)
+    np.testing.assert_allclose(param, start - 0.5 * m / (np.sqrt(v) + 1e-3), **close)
+    check()
+
+
+@pytest.mark.parametrize("n_in", [1, 15, 16, 17, 50])
+def test_mini_batches(n_in, dtype, rng):
+    rows = rng.integers(0, 30, 9)
+    images = rng.integers(0, 256, (30, n_in), dtype=np.uint8)
+    out, check = guarded((9, n_in), dtype)
+    kernel("gather_bytes", dtype)(images, rows, 1 / 255, out, 0, 9, False)
+    np.testing.assert_array_equal(out, np.multiply(images[rows], 1 / 255, dtype=dtype))
+    check()
+    x = rng.standard_normal((30, n_in)).astype(dtype)
+    kernel("gather", dtype)(x, rows, 0.5, out, 0, 9, False)
+    np.testing.assert_array_equal(out, x[rows] * dtype.type(0.5))
+    check()
