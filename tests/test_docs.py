@@ -15,7 +15,11 @@ import fastsoftmax
 README = Path(__file__).parent.parent / "README.md"
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 # Modules with examples that need a package which the core does not.
-NEEDS = {"fastsoftmax.sklearn": "sklearn", "fastsoftmax.dropin.scipy": "scipy"}
+NEEDS = {
+    "fastsoftmax.sklearn": "sklearn",
+    "fastsoftmax.dropin._torch_module": "torch",
+    "fastsoftmax.dropin.scipy": "scipy",
+}
 
 
 def modules():
