@@ -155,6 +155,13 @@ def test_foreign_files_are_refused(tmp_path, case):
         MLP((7,)).fit(*data(), checkpoint=path, resume=True)
 
 
+def test_a_zip_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / "bomb.npz"
+    path.write_bytes(zip_bomb())
+    with pytest.raises(ValueError, match="its members are larger than itself"):
+        MLP.load(path)
+
+
 def test_truncated_anywhere(tmp_path):
     model = MLP((3,)).fit(*data(n_in=2), epochs=1)
     model.save(tmp_path / "whole.npz")
@@ -213,9 +220,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, call):
         monkeypatch.setattr(_checkpoint, "open", lambda *a: FullDisk(open(*a)), raising=False)  # noqa: SIM115
     else:
         monkeypatch.setattr(os, call, fails)
-    with pytest.raises(
-        OSError, match=r"could not write the model file: No space left on device: .*model\.npz"
-    ) as caught:
+    with pytest.raises(OSError, match=r"could not write the model file: No space left on device: .*model\.npz") as caught:
         model.save(path)
     assert caught.value.errno == 28
     monkeypatch.undo()

@@ -31,9 +31,7 @@ def bits(model):
 # ---- learning ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "make", [SoftmaxRegression, MLP, lambda **k: MLP((8, 6), **k)], ids=["regression", "mlp", "deep"]
-)
+@pytest.mark.parametrize("make", [SoftmaxRegression, MLP, lambda **k: MLP((8, 6), **k)], ids=["regression", "mlp", "deep"])
 def test_separable_data_are_learned(rng, dtype, make):
     x, targets = blobs(rng)
     model = make(dtype=dtype)
@@ -132,6 +130,23 @@ def test_the_seed_gives_the_bits(rng):
     assert MLP(seed=None).seed != MLP(seed=None).seed
 
 
+def test_each_epoch_has_an_order_of_its_own(rng, monkeypatch):
+    x, targets = np.arange(20.0).reshape(20, 1), np.arange(20) % 2
+    taken = []
+    step = MLP._loss_and_grads
+
+    def recording(self, x, *args):
+        taken.append(x[:, 0].copy())
+        return step(self, x, *args)
+
+    monkeypatch.setattr(MLP, "_loss_and_grads", recording)
+    MLP((3,)).fit(x, targets, epochs=3, batch_size=6)
+    orders = np.concatenate(taken).reshape(3, 20)
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), x[:, 0])
+    assert len(np.unique(orders, axis=0)) == 3
+
+
 def test_the_optimizer_given_is_not_used_up(rng):
     x, targets = blobs(rng)
     optimizer = Adam(0.01)
@@ -161,9 +176,7 @@ LAYOUTS = {
     "read-only": lambda x, path: read_only(x),
     "memory-mapped": in_file,
     "images": lambda x, path: x.reshape(len(x), 2, 2),
-    "images, transposed": lambda x, path: np.ascontiguousarray(x.reshape(-1, 2, 2).transpose(0, 2, 1)).transpose(
-        0, 2, 1
-    ),
+    "images, transposed": lambda x, path: np.ascontiguousarray(x.reshape(-1, 2, 2).transpose(0, 2, 1)).transpose(0, 2, 1),
     "list": lambda x, path: x.tolist(),
 }
 
@@ -221,6 +234,17 @@ def test_threads_may_share_a_model(rng):
         results = list(pool.map(lambda i: model.decision_function(x[i % 5 :]), range(100)))
     for i, result in enumerate(results):
         np.testing.assert_array_equal(result, expected[i % 5 :])
+
+
+@pytest.mark.parametrize("data_dtype", ["u1", "f4", "f8"])
+def test_every_block_takes_its_own_rows(rng, data_dtype):
+    x, targets = rng.integers(0, 256, (2500, 4)).astype(data_dtype), rng.integers(0, 3, 2500)  # three blocks
+    model = MLP((6,), scale=1 / 128).fit(x[:300], targets[:300], epochs=1)
+    rows = [0, 1023, 1024, 2047, 2048, 2499]
+    np.testing.assert_array_equal(model.predict(x)[rows], [model.predict(x[r : r + 1])[0] for r in rows])
+    expected = np.maximum(x.astype("f4") / 128 @ model.params[0] + model.params[1], 0) @ model.params[2] + model.params[3]
+    np.testing.assert_allclose(model.decision_function(x), expected, rtol=1e-4, atol=1e-4)
+    assert len(np.unique(expected[rows], axis=0)) == len(rows)
 
 
 # ---- partial_fit -------------------------------------------------------------------------------------------------
@@ -320,6 +344,13 @@ def test_early_stopping_keeps_the_best(rng):
     assert bits(model) == bits(short)
 
 
+def test_an_equal_accuracy_is_no_improvement(rng):
+    x, targets = blobs(rng)
+    model = MLP((6,), optimizer=SGD(0.0)).fit(x, targets, epochs=50, validation=(x, targets), patience=3)
+    assert model.history.stopped == "patience"
+    assert len(model.history.val_accuracy) == 4
+
+
 def test_best_weights_are_kept_when_epochs_run_out(rng):
     x, targets = rng.normal(size=(200, 10)), rng.integers(0, 4, 200)
     x_val, y_val = rng.normal(size=(100, 10)), rng.integers(0, 4, 100)
@@ -335,9 +366,7 @@ def test_best_weights_are_kept_when_epochs_run_out(rng):
 def test_divergence_is_reported_and_undone(rng, optimizer):
     x, targets = 100 * rng.normal(size=(400, 10)), rng.integers(0, 4, 400)
     model = MLP((16, 16), optimizer=optimizer)
-    with pytest.raises(
-        FloatingPointError, match=r"step \d+ with learning rate (1e\+06|100000).*weights of step \d+"
-    ) as caught:
+    with pytest.raises(FloatingPointError, match=r"step \d+ with learning rate (1e\+06|100000).*weights of step \d+") as caught:
         model.fit(x, targets, epochs=50, batch_size=20)
     assert str(model.history.n_steps) in str(caught.value)
     assert all(np.isfinite(p).all() for p in model.params)
