@@ -80,6 +80,19 @@ def test_demo_fails_when_too_little_is_learnt(monkeypatch):
     assert _cli.main(["demo", "--epochs", "1"]) == 1
 
 
+def test_demo_compiles_all_that_training_needs_under_its_progress_bar():
+    """In a new process: here other tests have built kernels already."""
+    code = (
+        "from fastsoftmax import MLP, load_digits; from fastsoftmax._cli import demo;"
+        "from fastsoftmax.kernels import built;"
+        "demo.compile_first(); before = set(built()); x, y, *_ = load_digits();"
+        "[MLP((100,), scale=1 / 16, dtype=dtype).fit(x[:256], y[:256], epochs=1) for dtype in ('float32', 'float64')];"
+        "print(sorted(set(built()) - before), len(before) - 2 * len(demo.TRAINING))"
+    )
+    out = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert out.splitlines()[-1] == "[] 0"
+
+
 def test_info(capsys):
     assert _cli.main(["info"]) == 0
     out = capsys.readouterr().out
@@ -271,9 +284,7 @@ def test_bench_runs_each_thread_count_in_its_own_process():
     ]
     environment = {**os.environ, "FASTSOFTMAX_PEERS": "0"}
     counts = [1, 2][: os.cpu_count()]
-    done = subprocess.run(
-        [*command, "--threads", ",".join(map(str, counts))], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, "--threads", ",".join(map(str, counts))], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["n_threads"] for line in done.stdout.splitlines()] == counts
     assert timing.environment(1)["OPENBLAS_NUM_THREADS"] == "1"

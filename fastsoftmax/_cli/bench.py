@@ -29,15 +29,9 @@ Item = TypeVar("Item")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ops", type=_ops, default=list(_peers.TABLE), metavar="A,B", help="operations (all of them)")
-    parser.add_argument(
-        "--shapes", type=_shapes, metavar="128x10,..", help="rows x classes or rows x in x out (by operation)"
-    )
-    parser.add_argument(
-        "--dtype", type=_dtypes, default=["float32"], metavar="float32,float64", help="precisions (float32)"
-    )
-    parser.add_argument(
-        "--threads", type=_counts, default=[1], metavar="1,2", help="thread counts; 1 is pinned to a core (1)"
-    )
+    parser.add_argument("--shapes", type=_shapes, metavar="128x10,..", help="rows x classes or rows x in x out (by operation)")
+    parser.add_argument("--dtype", type=_dtypes, default=["float32"], metavar="float32,float64", help="precisions (float32)")
+    parser.add_argument("--threads", type=_counts, default=[1], metavar="1,2", help="thread counts; 1 is pinned to a core (1)")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on one line of a table (%(default)s)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, as its BLAS is
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of tables")
@@ -95,9 +89,7 @@ def print_times(args: argparse.Namespace) -> int:
             rows.append([shape, dtype, *(seconds(times[n]) if n in times else "failed" for n in names), verdict(times)])
         if rows and not args.json:
             print()
-            show(
-                [op, "dtype", *(n.replace("fastsoftmax_out", "with out=") for n in names), "best peer / ours"], rows, 2
-            )
+            show([op, "dtype", *(n.replace("fastsoftmax_out", "with out=") for n in names), "best peer / ours"], rows, 2)
     return failed
 
 

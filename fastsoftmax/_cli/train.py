@@ -18,12 +18,8 @@ HELD_OUT = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder of the four files, plain or .gz"
-    )
-    parser.add_argument(
-        "--hidden", type=positive, nargs="*", default=[100], metavar="N", help="sizes of the hidden layers"
-    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the four files, plain or .gz")
+    parser.add_argument("--hidden", type=positive, nargs="*", default=[100], metavar="N", help="sizes of the hidden layers")
     parser.add_argument("--epochs", type=positive, default=5)
     parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--seed", type=int, default=0)
