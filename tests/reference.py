@@ -194,9 +194,7 @@ def gradient_scale(
     grad_loss=None,
 ):
     """Size of the target's share q of each gradient element: where p sum(q) cancels, rounding is of that size."""
-    q, s, kept, mean_weight = _targets(
-        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
-    )
+    q, s, kept, mean_weight = _targets(logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing)
     _, scale = _reduce(mean_weight, mean_weight, reduction)
     scale = np.where(kept, scale * (1 if grad_loss is None else _ld(grad_loss)) * s, 0)
     return np.abs(np.moveaxis(q * scale[..., None], -1, axis))

@@ -41,9 +41,7 @@ class Checker(doctest.OutputChecker):
         if super().check_output(want, got, optionflags):
             return True
         wanted, found = NUMBER.findall(want), NUMBER.findall(got)
-        close = len(wanted) == len(found) and np.allclose(
-            [*map(float, found)], [*map(float, wanted)], rtol=1e-7, atol=0
-        )
+        close = len(wanted) == len(found) and np.allclose([*map(float, found)], [*map(float, wanted)], rtol=1e-7, atol=0)
         want, got = ("".join(NUMBER.sub("#", text).split()) for text in (want, got))
         return close and super().check_output(want, got, optionflags)
 

@@ -80,8 +80,7 @@ def test_float16_is_computed_in_float32(case):
 def test_lists_and_integers_become_float64(case):
     arrays, options = case.make(np.float64)
     changed = {
-        key: np.round(2 * a) + 0.0 if a.dtype.kind == "f" and a.ndim else a
-        for key, a in arrays_of(arrays, options).items()
+        key: np.round(2 * a) + 0.0 if a.dtype.kind == "f" and a.ndim else a for key, a in arrays_of(arrays, options).items()
     }
     arrays, options = replace(arrays, options, changed)
     expected = case.call(arrays, options)
@@ -190,12 +189,36 @@ def test_logsumexp_keeps_dimensions_when_asked(axis, dtype, rng):
     assert_same_bits(result.reshape(-1), np.reshape(fs.logsumexp(logits, axis=axis), -1))
 
 
+# Classes x samples: one class, short rows, the last and the first width on either side of where rows stop being short,
+# long ones; columns fewer than the lanes, a multiple of them, and with a remainder.
 @pytest.mark.parametrize("function", AXIS_FUNCTIONS)
-def test_an_axis_is_a_matter_of_layout_alone(function, dtype, rng):
-    """Rows along axis 0 of (features, samples) have the bits of the same rows along the last axis."""
-    logits = rng.standard_normal((10, 300)).astype(dtype)
-    result = getattr(fs, function)(logits, axis=0)
-    assert_same_bits(np.ascontiguousarray(result.T), getattr(fs, function)(np.ascontiguousarray(logits.T)))
+@pytest.mark.parametrize("n_classes", [1, 2, 10, 63, 64, 300])
+@pytest.mark.parametrize("n_samples", [1, 5, 16, 300])
+def test_an_axis_is_a_matter_of_layout_alone(function, n_classes, n_samples, dtype, rng):
+    """Rows along axis 0 of (classes, samples) have the bits of the same rows along the last axis; NaN and -inf too."""
+    logits = (10 * rng.standard_normal((n_classes, n_samples))).astype(dtype)
+    logits[0, ::3] = -np.inf
+    logits[-1, ::7] = np.nan
+    call = getattr(fs, function)
+    expected = call(np.ascontiguousarray(logits.T))
+    assert_same_bits(np.ascontiguousarray(call(logits, axis=0).T), expected)
+    cube = call(np.stack([logits, logits]), axis=1)  # the middle axis
+    assert_same_bits(np.ascontiguousarray(cube[1].T), expected)
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("shape", [(10, 300), (100, 33)])
+def test_out_along_another_axis(function, shape, dtype, rng):
+    logits = rng.standard_normal(shape).astype(dtype)
+    call = getattr(fs, function)
+    expected = call(logits, axis=0)
+    out = np.full_like(logits, 7)
+    assert call(logits, axis=0, out=out) is out
+    assert_same_bits(out, expected)
+    assert_same_bits(call(out := logits.copy(), axis=0, out=out), expected)
+    buffer = np.empty((shape[0] + 1, shape[1]), dtype=dtype)
+    buffer[:-1] = logits
+    assert_same_bits(call(buffer[:-1], axis=0, out=buffer[1:]), expected)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
@@ -444,9 +467,7 @@ def test_relu_at_its_edges(dtype):
 # --- what a call allocates ---
 
 
-@pytest.mark.parametrize(
-    "function", ["softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_with_grad"]
-)
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_with_grad"])
 @pytest.mark.parametrize("n_classes", [10, 1000])
 def test_a_call_allocates_its_outputs_and_a_row_a_thread(function, n_classes, dtype):
     (logits, targets), _ = find("cross_entropy_with_grad", "mean").make(dtype, 200_000 // n_classes, n_classes)
@@ -454,9 +475,7 @@ def test_a_call_allocates_its_outputs_and_a_row_a_thread(function, n_classes, dt
     call = getattr(fs, function)
     with fs.num_threads(2):
         result = call(*arguments)  # compiles, starts the pool
-        outputs = sum(
-            r.nbytes for r in (result if isinstance(result, tuple) else (result,)) if isinstance(r, np.ndarray)
-        )
+        outputs = sum(r.nbytes for r in (result if isinstance(result, tuple) else (result,)) if isinstance(r, np.ndarray))
         del result
         gc.collect()
         tracemalloc.start()

@@ -54,9 +54,7 @@ def test_vector_jacobian_products(function, axis, rng):
 
 def test_softmax_is_the_gradient_of_logsumexp(rng):
     logits = rng.standard_normal((3, 7))
-    np.testing.assert_allclose(
-        fs.softmax(logits), central_differences(lambda z: float(fs.logsumexp(z).sum()), logits), **CLOSE
-    )
+    np.testing.assert_allclose(fs.softmax(logits), central_differences(lambda z: float(fs.logsumexp(z).sum()), logits), **CLOSE)
 
 
 def test_boosting_gradient_and_hessian(rng):

@@ -152,9 +152,7 @@ def test_worst_element_with_smoothing_and_weights(name, maker, n_rows, n_classes
         assert_ulps(grad, true_grad, WEIGHTED, scale=scale, label=f"gradient of {name}, {sorted(options)}")
 
 
-@pytest.mark.parametrize(
-    ("name", "maker", "n_rows", "n_classes"), [i for i in inputs.EXACTNESS if i[3] <= 100], ids=maker_id
-)
+@pytest.mark.parametrize(("name", "maker", "n_rows", "n_classes"), [i for i in inputs.EXACTNESS if i[3] <= 100], ids=maker_id)
 def test_the_reference_is_the_truth(name, maker, n_rows, n_classes, dtype, rng):
     """The long double reference beside mpmath by definition, on a few rows: within a fifth of a unit of float64."""
     pytest.importorskip("mpmath")

@@ -106,6 +106,5 @@ def assert_same_bits(result, expected, *, label="") -> None:
     if different.any():
         at = np.unravel_index(np.argmax(different), different.shape)
         raise AssertionError(
-            f"{label}: {int(different.sum())} of {different.size} elements differ, "
-            f"the first at {at}: {r[at]!r} and {e[at]!r}"
+            f"{label}: {int(different.sum())} of {different.size} elements differ, the first at {at}: {r[at]!r} and {e[at]!r}"
         )

@@ -59,12 +59,15 @@ GROUP = THIN  # vectors for one step of the transposed weight
 
 # ---- (a) ---------------------------------------------------------------------------------------------------------------
 @inline
-def panel_product(acc, a, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun):
-    """All rows of one panel of out (+)= a @ b; `acc` is an empty tile, which says the tiles' shape."""
+def panel_product(acc, a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun):
+    """All rows of one panel of out (+)= a @ b; `acc` is an empty tile, which says the tiles' shape.
+
+    a's tiles begin a_tile elements apart for each of their rows.
+    """
     height = tile_rows(acc)
     for i in range(0, n_rows, height):
         rows = min(height, n_rows - i)
-        c = multiply_add(acc, shift(a, i * a_row), a_row, a_step, rows, b, b_vector, b_step, columns, n)
+        c = multiply_add(acc, shift(a, i * a_tile), a_row, a_step, rows, b, b_vector, b_step, columns, n)
         to = shift(out, i * out_row)
         if begun:
             c = add_tile(c, to, out_row, rows, columns)
@@ -107,6 +110,16 @@ def copy_panel(b, b_row, n, columns, transposed, panel):
         else:
             for k in range(n):
                 store(to, k * step, load_first(b, k * b_row + j, width, zero))
+
+
+@inline
+def copy_slab(x, x_row, n, width, slab):
+    """Copy n rows of `width` values so that what one tile reads of them, ROWS values of each, lies side by side."""
+    zero = constant(x, 0.0, 0.0)
+    for k in range(0, width, ROWS):
+        columns = min(ROWS, width - k)
+        for i in range(n):
+            store_first(slab, k * n + i * ROWS, load_first(x, i * x_row + k, columns, zero), columns)
 
 
 @signature(MATRIX_IN, MATRIX_IN, VECTOR_IN, FLAG, FLAG, MATRIX_OUT, INDEX, INDEX)
@@ -179,35 +192,41 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
     """
     n_rows, n_in, n_out = x.shape[0], x.shape[1], grad_out.shape[1]
     step = lanes(pointer(x, 0))
-    copied = n_out > SPREAD * step
-    scratch = np.empty((SLAB * VECTORS + 1) * step if copied else 0, x.dtype)
+    copied, width = n_out > SPREAD * step, last - first
+    room = SLAB * (VECTORS * step + width + ROWS) + 2 * step if copied else 0
+    scratch = np.empty(room, x.dtype)
     panel = aligned(scratch)
+    slab = shift(panel, SLAB * VECTORS * step)
     ones = np.ones(1, x.dtype)
     span = VECTORS * step
     for i in range(0, max(n_rows, 1), SLAB):
         n, begun = min(SLAB, n_rows - i), adding or i > 0
+        a, a_tile, a_step = pointer(x, i * n_in + first), 1, n_in
+        if copied:
+            copy_slab(a, n_in, n, width, slab)
+            a, a_tile, a_step = slab, n, ROWS
         for j in range(0, n_out, span):
             columns = min(span, n_out - j)
-            a, b, to = pointer(x, i * n_in + first), pointer(grad_out, i * n_out + j), pointer(grad_weight, first * n_out + j)
+            b, to = pointer(grad_out, i * n_out + j), pointer(grad_weight, first * n_out + j)
             b_vector, b_step = step, n_out
             if copied:
                 copy_panel(b, n_out, n, columns, False, panel)
                 b, b_vector, b_step = panel, n * step, step
             if columns > 2 * step:
                 panel_product(
-                    tile(a, ROWS, VECTORS), a, 1, n_in, last - first, b, b_vector, b_step, columns, n, to, n_out, begun
+                    tile(a, ROWS, VECTORS), a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun
                 )
             elif columns > step:
                 panel_product(
-                    tile(a, ROWS, 2), a, 1, n_in, last - first, b, b_vector, b_step, columns, n, to, n_out, begun
+                    tile(a, ROWS, 2), a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun
                 )
             else:
                 panel_product(
-                    tile(a, ROWS, 1), a, 1, n_in, last - first, b, b_vector, b_step, columns, n, to, n_out, begun
+                    tile(a, ROWS, 1), a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun
                 )
             if first == 0 and grad_bias.size:
                 one, to = pointer(ones, 0), pointer(grad_bias, j)
-                panel_product(tile(a, 1, VECTORS), one, 0, 0, 1, b, b_vector, b_step, columns, n, to, 0, begun)
+                panel_product(tile(a, 1, VECTORS), one, 0, 0, 0, 1, b, b_vector, b_step, columns, n, to, 0, begun)
     keep_alive(scratch)
     keep_alive(ones)
 

@@ -1,47 +1,121 @@
 """Backward passes of softmax and log_softmax, and the diagonal Hessian, row by row.
 
-The inner products are taken in doubles (of doubles: in pairs), 8 lanes at a time, in one order for rows of any width.
+The inner products are taken in doubles (of doubles: in pairs).
 """
 
 from __future__ import annotations
 
-from ._jit import DOUBLES_IN, INDEX, MATRIX_IN, MATRIX_OUT, REAL, signature
-from ._math import SHIFT32, SHIFT64, exp_shifted, plus_one, ratio, two_product, two_sum
+from typing import Any
+
+import numpy as np
+
+from ._jit import DOUBLES_IN, INDEX, MATRIX_IN, MATRIX_OUT, REAL, by_type, inline, signature
+from ._math import (
+    SHIFT32,
+    SHIFT64,
+    exp_shifted,
+    pair_from_doubles,
+    plus_one,
+    ratio,
+    two_product,
+    two_sum,
+)  # fmt: skip
+from ._narrow import NARROW, aligned, load_tile, store_tile, tile_size
 from ._simd import (
+    V32,
     constant,
+    keep_alive,
     lanes,
+    load,
     load_first,
     load_wide_first,
     pointer,
     select,
+    shift,
     splat,
+    store,
     store_first,
     total,
+    widen,
 )  # fmt: skip
 from ._wide import row_exp, row_max, scaled, split
+
+
+@by_type
+def dot_add(acc, g, p):
+    """Add g * p to a sum kept in twice the precision."""
+    if g == V32:
+
+        def floats(acc, g, p):  # products of floats are exact in doubles
+            g0, g1 = widen(g)
+            p0, p1 = widen(p)
+            return acc[0] + g0 * p0, acc[1] + g1 * p1
+
+        return floats
+
+    def doubles(acc, g, p):
+        x, x_lo = two_product(g, p)
+        s, rest = two_sum(acc[0], x)
+        return s, acc[1] + (rest + x_lo)
+
+    return doubles
+
+
+@by_type
+def dot_lanes(like, acc):
+    """Each lane's sum as a pair of `like`'s type."""
+    if like.dtype is V32.dtype:
+        return lambda like, acc: pair_from_doubles(like, (acc[0], splat(0.0)), (acc[1], splat(0.0)))
+    return lambda like, acc: acc
 
 
 @signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, INDEX, INDEX)
 def softmax_backward(grad_probs, probs, grad_logits, first, last):
     """p * (g - sum(g * p))"""
     n = probs.shape[1]
-    step = lanes(pointer(probs, 0))
+    if n < NARROW:
+        narrow_softmax_backward(grad_probs, probs, grad_logits, first, last)
+        return
+    step, zero = lanes(pointer(probs, 0)), constant(pointer(probs, 0), 0.0, 0.0)
     for i in range(first, last):
         g, p, out = pointer(grad_probs, i * n), pointer(probs, i * n), pointer(grad_logits, i * n)
-        s, error = splat(0.0), splat(0.0)
-        for j in range(0, n, 8):
-            k = n - j
-            x, x_lo = two_product(load_wide_first(g, j, k, 0.0), load_wide_first(p, j, k, 0.0))
-            s, rest = two_sum(s, x)
-            error = error + (rest + x_lo)
-        dot = total(s) + total(error)
-        zero = constant(p, 0.0, 0.0)
-        hi, lo = split(zero, splat(dot), splat(0.0))
+        acc = (splat(0.0), splat(0.0))
+        j = 0
+        while j + step <= n:
+            acc = dot_add(acc, load(g, j), load(p, j))
+            j += step
+        acc = dot_add(acc, load_first(g, j, n - j, zero), load_first(p, j, n - j, zero))
+        s = total(acc[0] + acc[1])
+        hi, lo = split(zero, splat(s), splat(0.0))
         hi, lo = splat(hi), splat(lo)
-        for j in range(0, n, step):
-            k = n - j
-            value = load_first(p, j, k, zero) * ((load_first(g, j, k, zero) - hi) - lo)
-            store_first(out, j, value, k)
+        j = 0
+        while j + step <= n:
+            store(out, j, load(p, j) * ((load(g, j) - hi) - lo))
+            j += step
+        if j < n:
+            value = load_first(p, j, n - j, zero) * ((load_first(g, j, n - j, zero) - hi) - lo)
+            store_first(out, j, value, n - j)
+
+
+@inline
+def narrow_softmax_backward(grad_probs: Any, probs: Any, grad_logits: Any, first: int, last: int) -> None:
+    n, like = probs.shape[1], pointer(probs, 0)
+    step, size = lanes(like), tile_size(like, n)
+    scratch = np.empty(2 * size + step, probs.dtype)
+    p = aligned(scratch)
+    g = shift(p, size)
+    for i in range(first, last, step):
+        rows = min(step, last - i)
+        load_tile(pointer(grad_probs, i * n), n, rows, g)
+        load_tile(pointer(probs, i * n), n, rows, p)
+        acc = (splat(0.0), splat(0.0))
+        for j in range(n):
+            acc = dot_add(acc, load(g, j * step), load(p, j * step))
+        hi, lo = dot_lanes(load(p, 0), acc)
+        for j in range(n):
+            store(p, j * step, load(p, j * step) * ((load(g, j * step) - hi) - lo))
+        store_tile(p, pointer(grad_logits, i * n), n, rows)
+    keep_alive(scratch)
 
 
 @signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, INDEX, INDEX)
