@@ -250,6 +250,14 @@ def test_bench_prints_a_table_per_operation(capsys):
 
 
 @pytest.mark.usefixtures("few_peers")
+@pytest.mark.parametrize(("load", "warned"), [(0.0, False), (1000.0, True)])
+def test_bench_says_when_the_machine_is_busy(capsys, monkeypatch, load, warned):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert _cli.main(["bench", "--here", "--ops", "softmax", "--shapes", "4x10", "--seconds", "0"]) == 0
+    assert ("the machine is busy" in capsys.readouterr().err) == warned
+
+
+@pytest.mark.usefixtures("few_peers")
 def test_bench_json_is_for_scripts(capsys):
     assert _cli.main(["bench", "--here", "--ops", "logsumexp", "--shapes", "4x10", "--json", "--seconds", "0"]) == 0
     cell = json.loads(capsys.readouterr().out)

@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.here:  # thread pools keep the size they were born with: one process per count
         return max(_child(args, n_threads) for n_threads in args.threads)
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
+        print(f"fastsoftmax: the machine is busy (load {os.getloadavg()[0]:.1f}): times will not hold", file=sys.stderr)
     timing.pin(args.threads[0])
     if args.accuracy:
         from .accuracy import print_accuracy
