@@ -170,6 +170,8 @@ def result_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arra
 def safe_to_fill(out: Array, *inputs: Array) -> bool:
     """Whether rows of `out` may be written while rows of the inputs are still to be read: the same array or none of it."""
     for a in inputs:
+        if a is out or not a.size:
+            continue
         same = a.__array_interface__["data"] == out.__array_interface__["data"] and a.strides == out.strides
         if not (same and a.shape == out.shape) and np.may_share_memory(a, out):
             return False

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     model = MLP(hidden=(100,), scale=1 / 16, seed=args.seed)
     compile_first()
     print(f"Training on {len(x_train)} handwritten digits (8x8), testing on {len(x_test)} others.")
-    model.fit(x_train, y_train, epochs=args.epochs, verbose=True)
+    model.fit(x_train, y_train, epochs=args.epochs, batch_size=32, verbose=True)
     accuracy = model.score(x_test, y_test)
     print(f"test accuracy {accuracy:.2%} after {args.epochs} epochs, training loss {model.history.loss[-1]:.4f}")
 
