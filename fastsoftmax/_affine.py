@@ -51,12 +51,16 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
 
 
 def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN) -> list[Any]:
+    if work <= CHUNK:
+        return [call(0, n, work > QUIET)]
     n_chunks, size = _chunks(n, work, grain)
     return [call(0, n, work > QUIET)] if n_chunks == 1 else run_rows(call, n, size)
 
 
-def _nothing(dtype: Any) -> Array:
-    return np.empty(0, dtype)
+@cache
+def _nothing(dtype: Any, ndim: int = 1) -> Array:
+    """Stands for an array that is not given or not wanted."""
+    return np.empty((0,) * ndim, dtype)
 
 
 def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: bool = False) -> Array:
@@ -108,8 +112,8 @@ def affine_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: A
 def _parts(n_rows: int, weight: Array) -> tuple[Array, Array, int]:
     """Room for each chunk's share of the gradients, and the rows of a chunk."""
     n_chunks, size = _chunks(n_rows, n_rows * weight.size, GRAIN)
-    shape = n_chunks, *weight.T.shape
-    return np.empty(shape, weight.dtype), np.empty(shape[:2], weight.dtype), size
+    n_in, n_out = weight.shape
+    return np.empty((n_chunks, n_out, n_in), weight.dtype), np.empty((n_chunks, n_out), weight.dtype), size
 
 
 def thin_head(
@@ -120,9 +124,9 @@ def thin_head(
     """Sum of the weighted losses of a head of at most `THIN` classes, and with grad_weight the gradients, in one pass."""
     kernel, dtype = KERNELS["linear_cross_entropy"][x.dtype], x.dtype
     b = _nothing(dtype) if bias is None else bias
-    gx = np.empty((0, 0), dtype) if grad_x is None else grad_x
+    gx = _nothing(dtype, 2) if grad_x is None else grad_x
     if grad_weight is None:
-        parts, parts_bias, size = np.empty((0, 0, 0), dtype), np.empty((0, 0), dtype), max(1, len(x))
+        parts, parts_bias, size = _nothing(dtype, 3), _nothing(dtype, 2), max(1, len(x))
     else:
         parts, parts_bias, size = _parts(len(x), grad_weight)
     work = x.size * weight.shape[1] * (1 if grad_weight is None else 2)

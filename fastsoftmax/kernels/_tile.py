@@ -180,9 +180,12 @@ def multiply_add_ahead(
 
 @intrinsic
 def multiply_add_lanes(
-    typingctx: Any, acc: Any, a: Any, a_row: Any, rows: Any, b: Any, b_step: Any, n: Any, ahead: Any
-) -> Any:
-    """acc[r, v] += sum over t of (vector t of the n values at a[r * a_row]) * (the vector at b[t * b_step + v * lanes]).
+    typingctx: Any, acc: Any, a: Any, a_row: Any, rows: Any, b: Any, b_vector: Any, b_step: Any, columns: Any, n: Any,
+    ahead: Any,
+) -> Any:  # fmt: skip
+    """acc[r, v] += sum over t of (vector t of the n values at a[r * a_row]) * (the vector at b[v * b_vector + t * b_step]).
+
+    Only `rows` rows and `columns` vectors are valid: beyond, the last one is read again.
 
     Products of rows by rows: every tile element is a vector of partial sums, `across` adds up its lanes. Asks for the memory
     that lies `ahead` elements after what it reads of a; into the second cache, where it does not displace b.
@@ -190,7 +193,7 @@ def multiply_add_lanes(
     vector, i64 = vector_of(acc.dtype), types.int64
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        packed, a_, a_row_, rows_, b_, b_step_, n_, ahead_ = args
+        packed, a_, a_row_, rows_, b_, b_vector_, b_step_, columns_, n_, ahead_ = args
         count = ir.Constant(_I64, vector.lanes)
         sums = []
         for value in _unpack(builder, acc, packed):
@@ -198,31 +201,30 @@ def multiply_add_lanes(
             builder.store(value, slot)
             sums.append(slot)
         a_rows = [builder.gep(a_, [builder.mul(_clamped(builder, r, rows_), a_row_)]) for r in range(acc.rows)]
+        b_vectors = [builder.gep(b_, [builder.mul(_clamped(builder, v, columns_), b_vector_)]) for v in range(acc.vectors)]
         full = builder.sdiv(n_, count)
 
-        def step(t: Any, factors: list[Any]) -> None:
-            b_at = builder.mul(t, b_step_)
-            for v in range(acc.vectors):
-                at = builder.add(b_at, ir.Constant(_I64, v * vector.lanes))
-                value = builder.load(_address(builder, b_, at, vector), align=_align(vector))
+        def step(t: Any, load: Any) -> None:
+            at, b_at = builder.mul(t, count), builder.mul(t, b_step_)
+            factors = [load(_address(builder, p, at, vector)) for p in a_rows]
+            for v, p in enumerate(b_vectors):
+                value = load(_address(builder, p, b_at, vector))
                 for r, factor in enumerate(factors):
                     slot = sums[r * acc.vectors + v]
                     name = f"llvm.fmuladd.{vector.suffix}"
                     builder.store(_call(builder, name, vector.llvm, factor, value, builder.load(slot)), slot)
 
         with cgutils.for_range(builder, full, intp=_I64) as loop:
-            at = builder.mul(loop.index, count)
-            step(loop.index, [builder.load(_address(builder, p, at, vector), align=_align(vector)) for p in a_rows])
+            step(loop.index, lambda address: builder.load(address, align=_align(vector)))
             for p in a_rows:
-                _ask(builder, builder.gep(p, [builder.add(at, ahead_)]))
-        at = builder.mul(full, count)
-        left = builder.sub(n_, at)
+                _ask(builder, builder.gep(p, [builder.add(builder.mul(loop.index, count), ahead_)]))
+        left = builder.sub(n_, builder.mul(full, count))
         with builder.if_then(builder.icmp_signed(">", left, ir.Constant(_I64, 0))):
             mask, zero = _first(builder, left, vector.lanes), ir.Constant(vector.llvm, None)
-            step(full, [_masked_load(builder, _address(builder, p, at, vector), vector, mask, zero) for p in a_rows])
+            step(full, lambda address: _masked_load(builder, address, vector, mask, zero))
         return _pack(builder, acc, [builder.load(slot) for slot in sums])
 
-    return acc(acc, a, i64, i64, b, i64, i64, i64), codegen
+    return acc(acc, a, i64, i64, b, i64, i64, i64, i64, i64), codegen
 
 
 def _add_across(builder: Any, values: list[Any]) -> Any:

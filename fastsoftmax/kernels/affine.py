@@ -5,9 +5,9 @@ Three ways, chosen by shape alone:
     columns at a time, where its rows lie far apart or where it has to be transposed.
 (b) Few columns (at most `THIN`): most of a vector would be empty. x @ weight then has its lanes along n_in, with weight
     transposed once, and x.T @ grad_out is computed as (grad_out.T @ x).T.
-(c) Few rows (at most `FEW`): x @ weight reads weight once, as it lies.
+(c) Few rows (at most `FEW`): x @ weight and x @ weight.T read weight once, as it lies.
 Sum order: along the inner index, in blocks of `DEPTH` (for x.T @ grad_out: of rows, see `SLAB` and `thin_rows`) whose sums are
-added in order. (b)'s x @ weight puts index k into lane k % lanes and folds the lanes in a fixed tree.
+added in order. (b)'s x @ weight and (c)'s x @ weight.T put index k into lane k % lanes and fold the lanes in a fixed tree.
 """
 
 from __future__ import annotations
@@ -113,6 +113,22 @@ def copy_panel(b, b_row, n, columns, transposed, panel):
 
 
 @inline
+def few_rows_transposed(x, n_rows, n_in, weight, n_out, biased, bias, relu, out):
+    """out = x @ weight.T + bias for `FEW` rows: weight's rows are read as they lie, lanes along n_in."""
+    step = lanes(x)
+    for i in range(n_rows):
+        p = shift(x, i * n_in)
+        for j in range(0, n_out, LANE_COLUMNS):
+            columns, to, q = min(LANE_COLUMNS, n_out - j), shift(out, i * n_out + j), shift(weight, j * n_in)
+            c = across(multiply_add_lanes(tile(x, 1, LANE_COLUMNS), p, n_in, 1, q, n_in, step, columns, n_in, 0))
+            if biased:
+                c = add_row(c, shift(bias, j), columns)
+            if relu:
+                c = positive_part(c)
+            store_tile(c, to, n_out, 1, columns)
+
+
+@inline
 def copy_slab(x, x_row, n, width, slab):
     """Copy n rows of `width` values so that what one tile reads of them, ROWS values of each, lies side by side."""
     zero = constant(x, 0.0, 0.0)
@@ -140,6 +156,9 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
             rows, p, q = min(block, n_rows - i), shift(x_, i * n_in), shift(to, i * n_out)
             thin_product(p, rows, n_in, turned, n_out, biased, b, relu, q)
         keep_alive(scratch)
+        return
+    if transposed and n_rows <= FEW:
+        few_rows_transposed(x_, n_rows, n_in, w, n_out, biased, b, relu, to)
         return
     copied = transposed or (n_rows > 4 * ROWS and n_out > SPREAD * step)
     span = 8 * step if n_rows <= FEW and not copied else VECTORS * step
@@ -234,20 +253,16 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
 # ---- (b) ---------------------------------------------------------------------------------------------------------------
 @inline
 def turn_weight(weight, n_in, n_out, turned):
-    """weight.T for `multiply_add_lanes`: at (k // lanes * GROUP + c) * lanes the vector of weight[k, c], ...; then zeros.
+    """weight.T for `multiply_add_lanes`: at (k // lanes * GROUP + c) * lanes the vector of weight[k, c], weight[k + 1, c], ...
 
     A square is wider than its group: it runs into the next one, which is written after it.
     """
     step = lanes(weight)
-    zero = constant(weight, 0.0, 0.0)
     for k in range(0, n_in, step):
         depth = min(step, n_in - k)
         for c in range(0, n_out, step):
             square = shift(turned, k * GROUP + c * step)
             load_transposed(shift(weight, k * n_out + c), n_out, depth, min(step, n_out - c), square)
-            if depth < step:
-                for j in range(step):
-                    store(square, j * step, load_first(square, j * step, depth, zero))
 
 
 @inline
@@ -263,7 +278,8 @@ def thin_product(x, n_rows, n_in, turned, n_out, biased, bias, relu, out):
                 rows, to = min(LANE_ROWS, n_rows - i), shift(out, i * n_out + j)
                 p, q = shift(x, i * n_in + k), shift(turned, k * GROUP + j * step)
                 acc = tile(x, LANE_ROWS, LANE_COLUMNS)
-                c = across(multiply_add_lanes(acc, p, n_in, rows, q, GROUP * step, depth, AHEAD * n_in))
+                ahead = AHEAD * n_in
+                c = across(multiply_add_lanes(acc, p, n_in, rows, q, step, GROUP * step, columns, depth, ahead))
                 if begun:
                     c = add_tile(c, to, n_out, rows, columns)
                 if biased and ended:
