@@ -582,7 +582,7 @@ def cross_entropy_grad_hess(
     sample_weight : array_like, optional
         One factor a row.
     hessian_scale : float, default: 1.0
-        XGBoost and LightGBM multiply by 2, scikit-learn by 1.
+        XGBoost multiplies by 2, LightGBM by n_classes / (n_classes - 1), scikit-learn by 1.
 
     Returns
     -------

@@ -42,6 +42,7 @@ FLOORS = [
 # Where an exception may be built, and why there; everything else asks _arrays for its errors.
 MAY_RAISE = {
     "_arrays.py": "it is the place",
+    "numba_support.py": "in a user's compiled code, which cannot call _arrays",
     "datasets.py": "about files: the message names the file",
     "_checkpoint.py": "about files: the message names the file",
     "models.py": "about files: the message names the file",
