@@ -23,6 +23,7 @@ THIN = 10  # classes: as many as the thin kernels take
 CHUNK = 1 << 24  # multiply-adds: 150 us; two of them are worth a second thread
 QUIET = 1 << 22  # multiply-adds: below, the GIL is kept: handing it over costs up to 5 ms beside a busy Python thread
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
+WIDE = 256  # columns: beyond, the kernel copies panels of weight
 HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
 HEAD_ROWS, HEAD_MOST = 256, 32 << 20  # but this many rows, so that weight is not read too often, unless logits take more
 
@@ -72,7 +73,8 @@ def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: boo
         return np.maximum(out, 0, out=out) if relu else out
     kernel = KERNELS["affine"][out.dtype]
     b = _nothing(out.dtype) if bias is None else bias
-    _run(lambda *rows: kernel(x, weight, b, False, relu, out, *rows), len(out), x.size * weight.shape[1])
+    grain = PANEL if weight.shape[1] > WIDE else GRAIN
+    _run(lambda *rows: kernel(x, weight, b, False, relu, out, *rows), len(out), x.size * weight.shape[1], grain)
     return out
 
 

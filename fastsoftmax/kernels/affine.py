@@ -23,6 +23,7 @@ from ._simd import (
     load_first,
     load_transposed,
     pointer,
+    prefetch,
     shift,
     store,
     store_first,
@@ -53,7 +54,7 @@ SPREAD = 32  # vectors from row to row, beyond which panels are copied: each row
 LANE_ROWS, LANE_COLUMNS = (2, 10) if WIDE else (1, 5)
 OUTER_ROWS, OUTER_VECTORS = (10, 2) if WIDE else (5, 1)
 LANE_DEPTH = 52  # vectors: that much of the transposed weight stays in a first cache of 48 KB, or 32 KB nearly
-AHEAD = 8  # rows
+AHEAD = 16  # rows
 GROUP = THIN  # vectors for one step of the transposed weight
 
 
@@ -80,8 +81,12 @@ def panel_product_ended(acc, a, a_row, n_rows, b, b_vector, b_step, columns, n, 
     height = tile_rows(acc)
     for i in range(0, n_rows, height):
         rows = min(height, n_rows - i)
-        c = multiply_add(acc, shift(a, i * a_row), a_row, 1, rows, b, b_vector, b_step, columns, n)
         to = shift(out, i * out_row)
+        if out_row > SPREAD * lanes(a):  # stores wait for their lines one after the other; ask for them all at once
+            for r in range(rows):
+                for v in range(0, columns + lanes(a), lanes(a)):
+                    prefetch(to, r * out_row + v)
+        c = multiply_add(acc, shift(a, i * a_row), a_row, 1, rows, b, b_vector, b_step, columns, n)
         if begun:
             c = add_tile(c, to, out_row, rows, columns)
         if biased:
@@ -92,24 +97,34 @@ def panel_product_ended(acc, a, a_row, n_rows, b, b_vector, b_step, columns, n, 
 
 
 @inline
-def copy_panel(b, b_row, n, columns, transposed, panel):
-    """Copy the n x columns panel at b, each vector's n steps side by side; zeros beyond its columns."""
+def copy_panel(b, b_row, n, columns, panel):
+    """Copy the n x columns panel at b, each vector's n steps side by side; zeros beyond its columns.
+
+    Each row may be on a page of its own, where no CPU foresees the next: so it is asked for, `AHEAD` rows before its turn.
+    """
     step = lanes(b)
     zero = constant(b, 0.0, 0.0)
+    for k in range(n):
+        row = shift(b, k * b_row)
+        for j in range(0, columns, step):
+            prefetch(row, AHEAD * b_row + j)
+            store(panel, j * n + k * step, load_first(row, j, min(step, columns - j), zero))
+
+
+@inline
+def turn_panel(b, b_row, n, columns, panel):
+    """The same of the n x columns panel that is transposed at b."""
+    step = lanes(b)
     spare = shift(panel, (columns + step - 1) // step * step * n)  # where a square ends that is not all ours
     for j in range(0, columns, step):
         to, width = shift(panel, j * n), min(step, columns - j)
-        if transposed:
-            for k in range(0, n, step):
-                depth = min(step, n - k)
-                square = shift(to, k * step) if depth == step else spare
-                load_transposed(shift(b, j * b_row + k), b_row, width, depth, square)
-                if depth < step:
-                    for t in range(depth):
-                        store(to, (k + t) * step, load(spare, t * step))
-        else:
-            for k in range(n):
-                store(to, k * step, load_first(b, k * b_row + j, width, zero))
+        for k in range(0, n, step):
+            depth = min(step, n - k)
+            square = shift(to, k * step) if depth == step else spare
+            load_transposed(shift(b, j * b_row + k), b_row, width, depth, square)
+            if depth < step:
+                for t in range(depth):
+                    store(to, (k + t) * step, load(spare, t * step))
 
 
 @inline
@@ -175,9 +190,9 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
                 q_vector, q_step = step, n_out
                 if copied:
                     if transposed:
-                        copy_panel(shift(w, j * n_in + k), n_in, depth, columns, True, panel)
+                        turn_panel(shift(w, j * n_in + k), n_in, depth, columns, panel)
                     else:
-                        copy_panel(q, n_out, depth, columns, False, panel)
+                        copy_panel(q, n_out, depth, columns, panel)
                     q, q_vector, q_step = panel, depth * step, step
                 add, rectify, add_to = biased and ended, relu and ended, shift(b, j)
                 if rows <= FEW:
@@ -229,7 +244,7 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
             b, to = pointer(grad_out, i * n_out + j), pointer(grad_weight, first * n_out + j)
             b_vector, b_step = step, n_out
             if copied:
-                copy_panel(b, n_out, n, columns, False, panel)
+                copy_panel(b, n_out, n, columns, panel)
                 b, b_vector, b_step = panel, n * step, step
             if columns > 2 * step:
                 panel_product(
