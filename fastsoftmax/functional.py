@@ -635,6 +635,11 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     TypeError, ValueError
         For dtypes and shapes that do not fit.
 
+    Notes
+    -----
+    Up to 10 outputs, and everything on CPUs with 512-bit vectors, is computed by kernels whose sums have one order. More
+    outputs on other CPUs go to NumPy's BLAS, which is faster there and promises no such thing.
+
     Examples
     --------
     >>> from fastsoftmax import affine
@@ -696,6 +701,10 @@ def affine_backward(
     ------
     TypeError, ValueError
         For dtypes and shapes that do not fit.
+
+    Notes
+    -----
+    BLAS is used where `affine` uses it. For 3 rows at most, grad_x is summed in another order than for more.
 
     Examples
     --------
