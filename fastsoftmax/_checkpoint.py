@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import os
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# json, zipfile and pathlib are imported where they are used: half of what importing the package would cost.
 
 FORMAT, VERSION = "fastsoftmax", 1
 
@@ -32,6 +34,9 @@ def write(path: PathLike, meta: Mapping[str, Any], arrays: Mapping[str, NDArray]
     OSError
         Full disk, read-only folder and the like; the message names the file, and a previous file is intact.
     """
+    import json
+    from pathlib import Path
+
     text = json.dumps({"format": FORMAT, "version": VERSION, **meta})
     buffer = io.BytesIO()  # in memory first: an error can then only come from one plain write
     np.savez(buffer, **{"meta": np.frombuffer(text.encode(), np.uint8), **arrays})  # type: ignore[arg-type]
@@ -50,6 +55,8 @@ def write(path: PathLike, meta: Mapping[str, Any], arrays: Mapping[str, NDArray]
 
 def check_writable(path: PathLike) -> None:
     """Raise now the OSError that a later `write` would raise: nobody should learn of it after hours of training."""
+    from pathlib import Path
+
     path = Path(path)
     temporary = _temporary(path)
     try:
@@ -92,6 +99,9 @@ def read(path: PathLike) -> tuple[dict[str, Any], dict[str, NDArray]]:
     ValueError
         It is truncated, damaged, or not a fastsoftmax file; the message names it.
     """
+    import json
+    import zipfile
+
     with open(path, "rb") as file:
         data = file.read()
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -148,7 +147,7 @@ class Classifier:
             checkpoint_every=checkpoint_every,
         )
         if checkpoint is not None:
-            if resume and Path(checkpoint).exists():
+            if resume and os.path.exists(checkpoint):
                 run.resume()
             _checkpoint.check_writable(checkpoint)
         run.train(epochs, verbose=verbose)
