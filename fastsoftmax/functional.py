@@ -2,7 +2,8 @@
 
 Everywhere: float32 and float64 are computed in their own precision, float16 in float32; integers and lists become float64;
 anything else is a TypeError. Inputs are never written to, unless given as `out=`. Results are the same bits on every run,
-for every number of threads, every memory layout, and whatever other rows are in the batch.
+for every number of threads, every memory layout, and whatever other rows are in the batch (matrix products: as their
+docstrings say).
 """
 
 from __future__ import annotations
