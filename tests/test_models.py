@@ -302,13 +302,13 @@ def test_memory_is_flat(rng):
     tracemalloc.start()
     try:
         used = []
-        for _ in range(4):
+        for _ in range(5):
             model.fit(x, targets, epochs=8, batch_size=64)  # 256 steps
             used.append(tracemalloc.get_traced_memory()[0])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert used[-1] - used[0] < 4_000, used
+    assert used[-1] - used[1] < 4_000, used  # the first two still fill caches of the interpreter
     assert peak < x.size * 4, "as much as a float copy of the data"
 
 
