@@ -101,7 +101,7 @@ def _as_kernels_take_it(a: Any) -> bool:
 
 
 def _quickly(kernels: Kernel, logits: Any, axis: Any, out: Any) -> Array | None:
-    """The result for such a matrix, None for anything else: a small batch is all overhead, 0.7 us so instead of 5."""
+    """The result for such a matrix, None for anything else: a small batch is all overhead (1 x 10: 1.3 us, 7 without)."""
     if out is None and type(axis) is int and axis == -1 and _as_kernels_take_it(logits):
         result = np.empty(logits.shape, logits.dtype)
         kernels[logits.dtype](logits, result, False, 0, logits.shape[0], 0)
@@ -371,7 +371,7 @@ def _plain_loss(
     logits: Any, targets: Any, axis: Any, class_weight: Any, sample_weight: Any, ignore_index: Any, label_smoothing: Any,
     reduction: Any,
 ) -> _Loss | None:  # fmt: skip
-    """The same where everything is as kernels take it already (a matrix, int64 labels, no options): 1 us, not 10."""
+    """The same where everything is as kernels take it already, with no options (1 x 10: 9 us, 24 without)."""
     if (
         class_weight is None and sample_weight is None and axis == -1 and type(label_smoothing) is float
         and label_smoothing == 0.0 and type(ignore_index) is int and -(2**63) <= ignore_index < 2**63

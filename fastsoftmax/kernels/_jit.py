@@ -20,8 +20,8 @@ from ._cache import DiskCache
 # fastmath stays off: it folds away the rounding tricks of the exponential and drops NaN; where a sum may be
 # reassociated, the kernel says so at that sum. Not parallel: threads are `fastsoftmax._threads`' subject.
 OPTIONS = {"error_model": "numpy"}
-# Helpers are always inlined: left to its own judgement LLVM made the larger ones calls that pass vectors through memory,
-# which cost the fused loss-gradient at 10 classes half of its speed.
+# Helpers are always inlined: left to its own judgement LLVM made the larger ones calls that pass vectors through memory
+# (fused loss-gradient, float64, 10 classes: 1.97 -> 1.75 ns an element).
 INLINE = {**OPTIONS, "forceinline": True}
 
 # --- What a kernel's arguments are. Each kind maps the kernel's dtype to a numba type.

@@ -7,7 +7,7 @@ and its running maximum is never vectorised.
 
 Kernels address memory by raw pointers (`pointer(array, k)`: the k-th element of a C-contiguous array), and by element
 offsets from them. Nothing here checks bounds. Helpers called in a loop take pointers, not arrays: numba counts references
-to an array it passes, two atomic operations each time, which cost the fused loss-gradient at 10 classes half of its speed.
+to an array it passes, two atomic operations each time (fused loss-gradient at 10 classes: 0.90 -> 0.70 ns an element).
 """
 
 from __future__ import annotations
@@ -477,7 +477,7 @@ def polynomial(typingctx: Any, x: Any, for_float32: Any, for_float64: Any) -> An
     """The polynomial with these coefficients, lowest power first, by Estrin's scheme.
 
     Half the latency of Horner's rule, and it is latency that bounds the exponential: its 35 operations fill the window in
-    which the CPU finds independent work (Zen 5: float64 0.50 -> 0.41 ns an element).
+    which the CPU finds independent work (Zen 5: float64 0.53 -> 0.48 ns an element).
     """
     which, coefficients = (1, for_float32) if x.dtype is types.float32 else (2, for_float64)
 
@@ -687,8 +687,8 @@ def store_transposed(typingctx: Any, tile: Any, p: Any, stride: Any, n_rows: Any
             address = _address(builder, source, ir.Constant(_I64, c * vector.lanes), vector)
             columns.append(builder.load(address, align=64))
         lanes_, mask = ir.Constant(_I64, vector.lanes), _first(builder, columns_, vector.lanes)
-        # A masked store that misses the cache waits for its line: 500000 x 10 took four times as long with 16 of them a
-        # tile. Where rows lie one after the other a whole vector may spill into the next row, which is written after it.
+        # A masked store that misses the cache waits for its line: 500000 x 10 took 11.7 ms with 16 of them a tile, 6.3 ms
+        # without. Where rows lie one after the other a whole vector may spill into the next row, which is written after it.
         end = builder.mul(rows_, stride_)
         spill = builder.select(builder.icmp_signed("==", columns_, stride_), end, ir.Constant(_I64, 0))
         whole = builder.add(builder.sub(end, stride_), lanes_)
