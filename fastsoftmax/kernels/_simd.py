@@ -647,13 +647,15 @@ def load_transposed(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_columns:
     """Column c of n_rows rows of n_columns values at p, `stride` apart, becomes the vector at tile[c * lanes].
 
     A whole square of the tile is written. Lanes beyond n_rows repeat the last row, columns beyond n_columns are anything.
+    What lies beyond the last row's columns is not read.
     """
     vector = vector_of(p.dtype)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         source, stride_, rows_, columns_, target = args
         mask, zero = _first(builder, columns_, vector.lanes), ir.Constant(vector.llvm, None)
-        end, last = builder.mul(rows_, stride_), builder.sub(rows_, ir.Constant(_I64, 1))
+        last = builder.sub(rows_, ir.Constant(_I64, 1))
+        end = builder.add(builder.mul(last, stride_), columns_)
         rows = []
         for r in range(vector.lanes):
             row = ir.Constant(_I64, r)

@@ -1,0 +1,156 @@
+"""Arrays that end, or begin, at a page nobody may touch: one element too far, read or written, and the process dies.
+
+Kernels address memory by raw pointers, which no bounds check of numba's sees. So every array that a call reads or writes
+is laid against such a page: the arguments, and, by a stand-in for `numpy` in the modules that call kernels, every copy,
+result and piece of scratch that Python allocates for them. Run by test_bounds.py in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import sys
+
+import numpy as np
+
+PAGE = mmap.PAGESIZE
+_mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+_mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+
+# Around every width of a vector, a square, a tile, a panel; the switch from narrow rows to wide ones is at 64.
+ROWS = 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 130
+COLUMNS = *range(1, 20), 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 79, 80, 81, 127, 128, 129, 257
+# Panels are copied from 512 columns on, and chunks and threads come with size.
+LARGE = [(40, 600), (300, 515), (3001, 301), (40001, 17)]
+FEW = [(1, 1), (2, 9), (17, 17), (9, 65), (33, 10), (40, 600)]
+
+
+def place(shape, dtype, at_end):
+    """An uninitialised array whose last element ends at a forbidden page, or whose first begins after one."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    room = -(-size // PAGE) * PAGE
+    region = mmap.mmap(-1, room + 2 * PAGE)
+    everything = np.frombuffer(region, np.uint8)
+    address = everything.ctypes.data
+    for guard in (address, address + PAGE + room):
+        if _mprotect(guard, PAGE, 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+    start = PAGE + (room - size if at_end else 0)
+    return everything[start : start + size].view(dtype).reshape(shape)
+
+
+class GuardedNumpy:
+    """numpy, except that new arrays lie against a forbidden page."""
+
+    def __init__(self, at_end):
+        self._at_end = at_end
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, shape, dtype=float):
+        return place((shape,) if np.ndim(shape) == 0 else tuple(shape), dtype, self._at_end)
+
+    def zeros(self, shape, dtype=float):
+        result = self.empty(shape, dtype)
+        result[...] = 0
+        return result
+
+    def empty_like(self, a):
+        return self.empty(a.shape, a.dtype)
+
+    def zeros_like(self, a):
+        return self.zeros(a.shape, a.dtype)
+
+    def array(self, a, dtype=None, order=None):
+        a = np.asarray(a)
+        result = self.empty(a.shape, dtype or a.dtype)
+        result[...] = a
+        return result
+
+    ascontiguousarray = array
+
+
+def calls(fs, rng, dtype, n, k, put):
+    """(function, arguments, options) of every function that takes arrays, for n rows of k classes; `put` places arrays."""
+    rows = put((4 * rng.standard_normal((n, k))).astype(dtype))
+    grad = put(rng.standard_normal((n, k)).astype(dtype))
+    probs = put(rng.dirichlet(np.ones(k), n).astype(dtype))
+    labels = rng.integers(0, k, n)
+    labels[::3] = -100
+    labels = put(labels)
+    by_class, by_row = put(rng.uniform(0.5, 2, k)), put(rng.uniform(0.5, 2, n))
+    columns = put((4 * rng.standard_normal((2, k, n))).astype(dtype))
+    out, out_columns = put(np.full((n, k), np.nan, dtype)), put(np.full((2, k, n), np.nan, dtype))
+    n_in = int(rng.choice(COLUMNS))
+    x, bias = put(rng.standard_normal((n, n_in)).astype(dtype)), put(rng.standard_normal(k).astype(dtype))
+    weight = put(rng.standard_normal((n_in, k)).astype(dtype))
+    weights = {"class_weight": by_class, "sample_weight": by_row}
+    none = {"reduction": "none"}
+    return [
+        (fs.softmax, (rows,), {}),
+        (fs.softmax, (rows,), {"out": out}),
+        (fs.softmax, (rows.T,), {"axis": 0}),
+        (fs.softmax, (columns,), {"axis": 1, "out": out_columns}),
+        (fs.log_softmax, (rows,), {"out": out}),
+        (fs.log_softmax, (columns,), {"axis": 1, "out": out_columns}),
+        (fs.logsumexp, (rows,), {}),
+        (fs.logsumexp, (columns,), {"axis": 1}),
+        (fs.softmax_backward, (grad, probs), {"out": out}),
+        (fs.log_softmax_backward, (grad, probs), {"out": out}),
+        (fs.cross_entropy, (rows, labels), none),
+        (fs.cross_entropy, (rows, labels), weights),
+        (fs.cross_entropy, (rows, labels), {"label_smoothing": 0.1, **none}),
+        (fs.cross_entropy, (rows, probs), weights),
+        (fs.cross_entropy_with_grad, (rows, labels), {"out": out}),
+        (fs.cross_entropy_with_grad, (rows, labels), {**weights, **none, "grad_loss": by_row}),
+        (fs.cross_entropy_with_grad, (rows, labels), {**weights, "label_smoothing": 0.1, "out": out}),
+        (fs.cross_entropy_with_grad, (rows, probs), {**weights, **none, "grad_loss": by_row, "out": out}),
+        (fs.cross_entropy_grad_hess, (rows, labels), {"sample_weight": by_row}),
+        (fs.affine, (x, weight), {}),
+        (fs.affine, (x, weight, bias), {"out": out}),
+        (fs.affine_backward, (grad, x, weight), {}),
+        (fs.relu, (rows,), {"out": out}),
+        (fs.relu_backward, (grad, rows), {"out": out}),
+        (fs.linear_cross_entropy, (x, weight, labels, bias), weights),
+        (fs.linear_cross_entropy_with_grad, (x, weight, labels, bias), {**none, **weights}),
+        (fs.linear_cross_entropy_with_grad, (x, weight, probs), {}),
+    ]
+
+
+def bits(result):
+    """What two runs must agree in."""
+    if isinstance(result, tuple):
+        return [b for part in result for b in bits(part)]
+    return [None if result is None else np.asarray(result).tobytes()]
+
+
+def main(dtype, at_end, sizes, *, streaming=False):
+    """Every call against the forbidden pages, and once more without them: it lives, and the results are the same."""
+    import fastsoftmax as fs
+    from fastsoftmax import _affine, _arrays, _threads, functional
+
+    modules = _affine, _arrays, _threads, functional
+    guarded = GuardedNumpy(at_end)
+    if streaming:
+        functional._STREAM = functional._STREAM_ROW = 0
+    count = 0
+    for n, k in sizes:
+        plain = calls(fs, np.random.default_rng([n, k]), dtype, n, k, np.array)
+        placed = calls(fs, np.random.default_rng([n, k]), dtype, n, k, guarded.array)
+        for (function, arguments, options), (_, same_arguments, same_options) in zip(plain, placed):
+            label = f"{function.__name__} {sorted(options)} {dtype} {n} x {k}, at the {'end' if at_end else 'start'}"
+            sys.stderr.write(label + "\n")  # the last line names the call that died
+            expected = bits(function(*arguments, **options))
+            for module in modules:
+                module.np = guarded
+            try:
+                result = function(*same_arguments, **same_options)
+            finally:
+                for module in modules:
+                    module.np = np
+            assert bits(result) == expected, label
+            count += 1
+    return count

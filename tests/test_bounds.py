@@ -1,0 +1,155 @@
+"""No kernel reads or writes one element too far: guard pages around every array, numba's own check, and row ranges."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from guard_pages import COLUMNS, FEW, LARGE, ROWS
+
+import fastsoftmax as fs
+from fastsoftmax.kernels import KERNELS
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="protects pages by Linux' mprotect")
+
+
+def child(code, **env):
+    """A script in a process of its own, with the tests' helpers in reach."""
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": path, **env},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def run(code, **env):
+    result = child(code, **env)
+    assert result.returncode == 0, f"exit status {result.returncode}\n{result.stderr[-2000:]}"
+    return result.stdout.strip()
+
+
+# ---- guard pages ---------------------------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize("index", ["end:", ":start"])
+def test_a_guard_page_kills(index):
+    """What the tests below rely on."""
+    beyond = "array.size" if index == "end:" else "-1"
+    code = f"""
+        import ctypes
+        from guard_pages import place
+        array = place((5,), "f4", {index == "end:"})
+        array[...] = 1
+        print(array.sum(), flush=True)
+        ctypes.c_float.from_address(array.ctypes.data + 4 * ({beyond})).value
+    """
+    result = child(code)
+    assert result.stdout.split() == ["5.0"]
+    assert result.returncode == -signal.SIGSEGV
+
+
+@linux
+def test_no_call_touches_what_lies_beyond_its_arrays():
+    """Every function, with every argument, result and copy against a page that nobody may touch."""
+    code = f"""
+        import guard_pages
+        print(sum(guard_pages.main(dtype, at_end, {FEW}) for dtype in ("float32", "float64") for at_end in (True, False)))
+    """
+    assert int(run(code)) == 27 * len(FEW) * 4
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True], ids=["", "streaming"])
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
+def test_no_call_touches_what_lies_beyond_its_arrays_for_any_size(at_end, streaming, dtype):
+    """The same around the widths of vectors and tiles, with chunks on threads, and with results written past the caches."""
+    sizes = [(n, k) for n in ROWS for k in COLUMNS] + LARGE
+    code = f"""
+        import guard_pages
+        print(guard_pages.main({dtype.name!r}, {at_end}, {sizes}, streaming={streaming}))
+    """
+    assert int(run(code)) == 27 * len(sizes)
+
+
+# ---- numba's own check ---------------------------------------------------------------------------------------------
+
+# Row 1 of a result that has only row 0: an array's index, which numba can check, not a vector's address.
+OUT_OF_BOUNDS = """
+    import numpy as np
+    from fastsoftmax.kernels import KERNELS
+    logits, lse = np.zeros((2, 100)), np.full(3, 7.0)
+    try:
+        KERNELS["logsumexp"][np.dtype("f8")](logits, lse[:1], 0, 2, {job})
+        print("unchecked", lse[1] != 7, lse[2])
+    except IndexError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [0, 1], ids=["with the GIL", "without"])
+def test_kernels_compiled_with_numbas_check_are_other_kernels(job, tmp_path):
+    """Of one cache folder: neither setting finds the other's machine code."""
+    env = {"FASTSOFTMAX_CACHE_DIR": str(tmp_path)}
+    code = OUT_OF_BOUNDS.format(job=job)
+    for _ in range(2):  # compiled, then from the cache
+        assert run(code, **env).startswith("unchecked True 7")
+        assert "out of bounds" in run(code, NUMBA_BOUNDSCHECK="1", **env)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 7, 8, 10, 15, 16, 17, 33, 63, 64, 65, 100])
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (3, 5), (5, 12), (0, 37), (16, 33), (7, 40)])
+def test_a_kernel_writes_its_rows_and_no_others(n_classes, first, last, dtype, rng):
+    """Other threads have the rows before and after; a whole vector may spill into a row only if that is written after it."""
+    n_rows = 41
+    logits = rng.standard_normal((n_rows, n_classes)).astype(dtype)
+    probs = fs.softmax(logits)
+    labels, none = rng.integers(0, n_classes, n_rows), np.empty(0)
+    rows = {
+        "softmax": (logits, False),
+        "log_softmax": (logits, False),
+        "softmax_backward": (logits, probs),
+        "log_softmax_backward": (logits, probs),
+        "softmax_hessian": (logits, none, 1.0),
+    }
+    before = np.full((n_rows, n_classes), 7, dtype)
+    for name, inputs in rows.items():
+        out = before.copy()
+        split = len(inputs) if name.endswith(("backward", "hessian")) else 1
+        KERNELS[name][dtype](*inputs[:split], out, *inputs[split:], first, last, 0)
+        _only_rows(out, first, last, name)
+    lse, losses, grad = before[:, 0].copy(), before[:, 0].copy(), before.copy()
+    KERNELS["logsumexp"][dtype](logits, lse, first, last, 0)
+    _only_rows(lse, first, last, "logsumexp")
+    KERNELS["cross_entropy_with_grad"][dtype](
+        logits, labels, none, none, -100, none, 1.0, 1.0, losses, grad, False, first, last, 0
+    )
+    _only_rows(losses, first, last, "losses")
+    _only_rows(grad, first, last, "cross_entropy_with_grad")
+    losses, grad = before[:, 0].copy(), before.copy()
+    KERNELS["soft_cross_entropy_with_grad"][dtype](
+        logits, labels[:0], probs, 0.1, none, none, -100, none, 1.0, 1.0, losses, grad, first, last, 0
+    )
+    _only_rows(losses, first, last, "soft losses")
+    _only_rows(grad, first, last, "soft_cross_entropy_with_grad")
+
+
+def _only_rows(out, first, last, label):
+    written = out.reshape(len(out), -1) != 7
+    assert not written[:first].any(), label
+    assert not written[last:].any(), label
+    assert written[first:last].all(), label
