@@ -67,7 +67,7 @@ def test_cross_entropy_error_is_exact_at_zero_probabilities():
 def test_cross_entropy_error_of_float32_is_summed_in_float64():
     y = np.full((1, 1000), 0.001, np.float32)
     expected = -math.log(float(y[0, 0]))
-    assert dlfs.cross_entropy_error(y, y / y.sum(dtype=np.float64)) == pytest.approx(expected, rel=1e-12)
+    assert dlfs.cross_entropy_error(y, np.full((1, 1000), 0.001)) == pytest.approx(expected, rel=1e-12)
     assert math.isnan(dlfs.cross_entropy_error(np.empty((0, 3)), np.empty(0, int)))  # the mean over nothing
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from fastsoftmax.dropin import scipy as dropin
 
+pytest.importorskip("scipy", minversion="1.17")  # whose rules for signs, infinities and complex numbers are followed
 special = pytest.importorskip("scipy.special")
 
 PLUGIN = """

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 
 # `in_child` forks; the child checks its results, and the parent that the child ends within ten seconds.
 PRELUDE = """
+import fastsoftmax as fs  # first: hooks at a fork run in an order that depends on the order of imports
 import os, signal, sys, threading, time, traceback, warnings
 import numpy.testing  # now: a fork while another thread imports a module is beyond our help
 import numpy as np
-import fastsoftmax as fs
 
 warnings.simplefilter("ignore", DeprecationWarning)  # fork in a program with threads: the subject here
 rng = np.random.default_rng(0)
@@ -155,6 +155,33 @@ def test_fork_at_many_moments_of_the_first_compile():
     for delay in range(30):
         out, err = run(FORK_WHILE_COMPILING.format(check="check", delay=delay * 0.1), cache=None)
         assert out == ["0"], (delay, err)
+
+
+def test_compile_that_logs_does_not_wait_for_the_fork_that_waits_for_it(cache):
+    """logging takes its own lock at a fork: before ours the two would wait for each other."""
+    out, err = run(
+        """
+        from fastsoftmax.kernels import _lock
+        import logging
+        check_relu()
+        _lock._PATIENCE = 5.0
+        held = threading.Event()
+
+        def compile():
+            with _lock.building():
+                held.set()
+                time.sleep(0.5)  # the fork begins
+                logging.getLogger("new")
+
+        thread = threading.Thread(target=compile)
+        thread.start()
+        held.wait()
+        print(in_child(lambda: fs.relu(np.float32([1]))))
+        thread.join()
+        """,
+        cache=cache,
+    )
+    assert out == ["0"], err
 
 
 def test_fork_while_the_program_compiles_a_function_of_its_own(cache):

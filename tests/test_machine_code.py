@@ -16,7 +16,10 @@ import pytest
 
 from fastsoftmax.kernels import KERNELS
 
-pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly")
+pytestmark = [
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly"),
+    pytest.mark.skipif(os.environ.get("NUMBA_CPU_NAME") == "generic", reason="neither AVX nor FMA to look for"),
+]
 
 PROGRAM = """
 import sys

@@ -337,7 +337,7 @@ def test_ulps_are_counted_right():
     """The measure itself: neighbours are 1 apart, infinities far, NaN equal to NaN, and a shape is a shape."""
     one = np.float32(1)
     truth = np.array([1, 1, np.inf, np.nan, 0], dtype=np.longdouble)
-    result = np.array([np.nextafter(one, one + 1), 1, 1, np.nan, np.finfo(np.float32).smallest_subnormal], np.float32)
+    result = np.array([np.nextafter(one, np.float32(2)), 1, 1, np.nan, np.finfo(np.float32).smallest_subnormal], np.float32)
     np.testing.assert_array_equal(ulps(result, truth), [1, 0, np.inf, 0, 1])
     with pytest.raises(AssertionError, match="shape"):
         ulps(result[:2], truth)

@@ -1,7 +1,7 @@
 """`scipy.special`'s ``softmax``, ``log_softmax`` and ``logsumexp`` over `fastsoftmax.functional`.
 
-Signatures, defaults (``axis=None``: the whole array), dtype rules and results' shapes are SciPy's. What differs is the
-accuracy, the speed, and:
+Signatures, defaults (``axis=None``: the whole array), dtype rules and results' shapes are SciPy's, since 1.17. What differs
+is the accuracy, the speed, and:
 
 - an all ``-inf`` slice gives NaN without a RuntimeWarning;
 - narrow and unsigned integers are converted before the maximum is subtracted (SciPy's difference wraps around);

@@ -8,6 +8,7 @@ is told that it cannot build, and raises instead of hanging; kernels built befor
 
 from __future__ import annotations
 
+import logging  # noqa: F401  its lock, which a build may need, is taken at a fork too: after ours, being registered before
 import os
 import sys
 import threading
