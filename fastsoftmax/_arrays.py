@@ -19,6 +19,7 @@ REDUCTIONS = ("mean", "sum", "none")
 NOTHING = np.empty(0)  # stands for an array that was not given
 NO_LABELS = np.empty(0, np.int64)
 C_CONTIGUOUS_ALIGNED = 0x101  # NumPy's flag bits
+LEAST_INNER = 8  # columns side by side: fewer are copied to rows
 
 
 # ---- arrays of numbers ------------------------------------------------------------------------------------------------
@@ -145,10 +146,10 @@ def is_rows(a: Array, axes: Axes, dtype: np.dtype[Any]) -> bool:
 
 
 def is_columns(a: Array, axes: Axes, dtype: np.dtype[Any]) -> bool:
-    """Whether the one axis lies across contiguous runs of at least 8 elements, as kernels for columns want it."""
+    """Whether the one axis lies across contiguous runs of elements, as kernels for columns want it."""
     if len(axes) != 1 or a.dtype != dtype or (a.flags.num & 0x101) != C_CONTIGUOUS_ALIGNED:
         return False
-    return math.prod(a.shape[axes[0] + 1 :]) >= 8
+    return math.prod(a.shape[axes[0] + 1 :]) >= LEAST_INNER
 
 
 # ---- out= ----------------------------------------------------------------------------------------------------------------
@@ -176,6 +177,11 @@ def safe_to_fill(out: Array, *inputs: Array) -> bool:
         if not (same and a.shape == out.shape) and np.may_share_memory(a, out):
             return False
     return True
+
+
+def apart(a: Array, out: Any) -> bool:
+    """Whether `out` is `a` itself, or plainly an array of its shape in other memory: quick, and no where in doubt."""
+    return out is a or (type(out) is np.ndarray and out.shape == a.shape and out.flags.owndata and a.flags.owndata)
 
 
 # ---- targets and weights ---------------------------------------------------------------------------------------------

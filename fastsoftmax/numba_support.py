@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import types
 from numba.core.typing.templates import builtin_registry
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
 from . import functional
 
@@ -69,8 +69,7 @@ def _fill(name: str) -> Callable[..., Any]:
         n = z.shape[-1]
         result = np.empty_like(z)
         if z.size:
-            rows = z.size // n
-            kernel(z.reshape((rows, n)), result.reshape((rows, n)), False, 0, rows)
+            kernel(z.reshape(-1), result.reshape(-1), n, False, 0, z.size // n)
         return result
 
     return fill
@@ -80,8 +79,6 @@ def _rows(name: str) -> Callable[..., Any]:
     def choose(logits, axis=-1, out=None):
         if not _floats(logits) or _value(axis) not in (-1, logits.ndim - 1) or not _is_none(out):
             return None
-        from numba.extending import register_jitable
-
         fill = register_jitable(_fill(name))
         return lambda logits, axis=-1, out=None: fill(logits)
 
@@ -93,8 +90,6 @@ def _scipy_rows(name: str) -> Callable[..., Any]:
         last = x.ndim == 1 if _is_none(axis) else _value(axis) in (-1, x.ndim - 1)
         if not _floats(x) or not last:
             return None
-        from numba.extending import register_jitable
-
         fill = register_jitable(_fill(name))
         return lambda x, axis=None: fill(x)
 
@@ -112,7 +107,7 @@ def _logsumexp(logits, axis=-1, keepdims=False):
         rows = 1 if vector else z.shape[0]
         lse = np.full(rows, -np.inf, z.dtype)
         if z.size:
-            kernel(z.reshape((rows, n)), lse, 0, rows)
+            kernel(z.reshape(-1), lse, n, 0, rows)
         return lse[0] if vector else lse
 
     return implementation

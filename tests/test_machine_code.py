@@ -22,9 +22,11 @@ pytestmark = [
 ]
 
 PROGRAM = """
-import sys
-from fastsoftmax.kernels import kernel
-for assembly in kernel(*sys.argv[1:]).inspect_asm().values():
+import importlib, sys
+from fastsoftmax.kernels import MODULES, _jit
+name, dtype = sys.argv[1:]
+module = importlib.import_module("fastsoftmax.kernels." + MODULES[name])
+for assembly in _jit.compiled(getattr(module, name), dtype).inspect_asm().values():
     print(assembly)
 """
 ROW_KERNELS = [

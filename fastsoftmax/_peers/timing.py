@@ -23,6 +23,9 @@ cache."""
 LONG_SECONDS = 20e-3
 """Calls longer than this neither wait nor warm up: it would change nothing but the time spent."""
 
+FIRST_SECONDS = 10.0
+"""A first call may compile: unless it took longer than this, a second one says how long a call takes."""
+
 ROUND_SECONDS = 2.0
 """Where one round takes longer than this, two rounds must do."""
 
@@ -51,7 +54,7 @@ def in_turn(calls: dict[str, Callable[[], Any]], seconds: float = 0.5, least_rou
     or two where a round takes seconds.
     """
     single = {name: _timed(call, 1) for name, call in calls.items()}
-    single = {name: min(time, _timed(calls[name], 1)) if time < LONG_SECONDS else time for name, time in single.items()}
+    single = {name: min(time, _timed(calls[name], 1)) if time < FIRST_SECONDS else time for name, time in single.items()}
     samples = {name: [time] if time >= LONG_SECONDS else [] for name, time in single.items()}
     if sum(single.values()) > ROUND_SECONDS:
         least_rounds = min(least_rounds, 2)

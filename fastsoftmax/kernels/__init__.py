@@ -72,8 +72,8 @@ KERNELS: dict[str, Kernel] = {name: Kernel(name, module) for name, module in MOD
 def kernel(name: str, dtype: np.dtype | str) -> Callable[..., Any]:
     """The compiled kernel of that name for that dtype (float32 or float64).
 
-    It takes the kernel's own arguments and one more, last: ``release_gil``, True to let other Python threads run
-    meanwhile. Small calls keep the GIL: beside a busy Python thread, giving it away costs up to 5 ms a call.
+    It takes the kernel's own arguments, arrays as `_borrow` says, and one more, last: `job`, True to let other Python
+    threads run meanwhile. Small calls keep the GIL: beside a busy Python thread, giving it away costs up to 5 ms a call.
     """
     return KERNELS[name][np.dtype(dtype)]
 

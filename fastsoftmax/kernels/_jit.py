@@ -14,6 +14,7 @@ from numba.core.typing.templates import Signature
 from numba.extending import intrinsic, overload, register_jitable
 from numba.np.numpy_support import from_dtype
 
+from ._borrow import Borrowed, as_array
 from ._cache import DiskCache
 
 # error_model "numpy": a division by zero gives inf or NaN, as in NumPy, and leaves no branch in the loop.
@@ -111,7 +112,11 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
         def codegen(context, builder, _, args):
             context.active_code_library.add_linking_library(compiled.library)
             python = context.get_python_api(builder)
-            unpacked, job = cgutils.unpack_tuple(builder, args[0]), args[1]
+            taken, job = cgutils.unpack_tuple(builder, args[0]), args[1]
+            unpacked = [
+                as_array(context, builder, kind, value) if isinstance(kind, Borrowed) else value
+                for kind, value in zip(arguments, taken, strict=True)
+            ]
             zero, one = job.type(0), job.type(1)
 
             def run(*arguments):
@@ -198,8 +203,8 @@ def _result_type(returns: Any, real: types.Type) -> types.Type:
     return returns(real)
 
 
-def build(kernel: Callable[..., Any], dtype: np.dtype) -> Callable[..., Any]:
-    """The compiled `kernel` for `dtype`, from the disk if it is there: one dispatcher with one signature."""
+def compiled(kernel: Callable[..., Any], dtype: np.dtype) -> Dispatcher:
+    """The entry of `kernel` for `dtype`, from the disk if it is there: a dispatcher with one signature."""
     if config.DISABLE_JIT:
         raise RuntimeError("fastsoftmax is compiled by numba, but NUMBA_DISABLE_JIT is set; unset it")
     name = f"{kernel.__name__}_{np.dtype(dtype).name}"
@@ -210,6 +215,12 @@ def build(kernel: Callable[..., Any], dtype: np.dtype) -> Callable[..., Any]:
     inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(kernel)
     entry = njit(no_cfunc_wrapper=True, **OPTIONS)(_entry(kernel, name, _with_job(inner, result(*arguments))))
     entry._cache = DiskCache(name, OPTIONS)
-    entry.compile(result(*arguments, types.int64))
+    entry.compile(result(*(Borrowed(a) if isinstance(a, types.Array) else a for a in arguments), types.int64))
     entry.disable_compile()
     return entry
+
+
+def build(kernel: Callable[..., Any], dtype: np.dtype) -> Callable[..., Any]:
+    """What Python calls: not the dispatcher, which would work out the types of its arguments each time (110 ns)."""
+    (only,) = compiled(kernel, dtype).overloads.values()
+    return only.entry_point

@@ -42,7 +42,7 @@ from ._simd import (
 )  # fmt: skip
 
 # vectors after which the small parts of a sum move to doubles: so many additions lose less than half an ulp
-_BLOCK = 8
+BLOCK = 8
 
 
 @inline
@@ -91,7 +91,7 @@ def row_exp(z: Any, n: int, m: Any, e: Any) -> Any:
     m = splat(m)
     j = 0
     while j < n:
-        end = min(n, j + _BLOCK * step)
+        end = min(n, j + BLOCK * step)
         while j + 2 * step <= end:
             prefetch(z, j + n)
             prefetch(z, j + step + n)
@@ -119,7 +119,7 @@ def row_exp_sum(z: Any, n: int, m: Any) -> Any:
     m = splat(m)
     j = 0
     while j < n:
-        end = min(n, j + _BLOCK * step)
+        end = min(n, j + BLOCK * step)
         while j + 2 * step <= end:
             prefetch(z, j + n)
             prefetch(z, j + step + n)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import DOUBLES_IN, INDEX, MATRIX_IN, MATRIX_OUT, REAL, by_type, inline, signature
+from ._jit import DOUBLES_IN, INDEX, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
 from ._math import (
     SHIFT32,
     SHIFT64,
@@ -69,12 +69,11 @@ def dot_lanes(like, acc):
     return lambda like, acc: acc
 
 
-@signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, INDEX, INDEX)
-def softmax_backward(grad_probs, probs, grad_logits, first, last):
+@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
+def softmax_backward(grad_probs, probs, grad_logits, n, first, last):
     """p * (g - sum(g * p))"""
-    n = probs.shape[1]
     if n < NARROW:
-        narrow_softmax_backward(grad_probs, probs, grad_logits, first, last)
+        narrow_softmax_backward(grad_probs, probs, grad_logits, n, first, last)
         return
     step, zero = lanes(pointer(probs, 0)), constant(pointer(probs, 0), 0.0, 0.0)
     for i in range(first, last):
@@ -98,8 +97,8 @@ def softmax_backward(grad_probs, probs, grad_logits, first, last):
 
 
 @inline
-def narrow_softmax_backward(grad_probs: Any, probs: Any, grad_logits: Any, first: int, last: int) -> None:
-    n, like = probs.shape[1], pointer(probs, 0)
+def narrow_softmax_backward(grad_probs: Any, probs: Any, grad_logits: Any, n: int, first: int, last: int) -> None:
+    like = pointer(probs, 0)
     step, size = lanes(like), tile_size(like, n)
     scratch = np.empty(2 * size + step, probs.dtype)
     p = aligned(scratch)
@@ -118,10 +117,9 @@ def narrow_softmax_backward(grad_probs: Any, probs: Any, grad_logits: Any, first
     keep_alive(scratch)
 
 
-@signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, INDEX, INDEX)
-def log_softmax_backward(grad_log_probs, log_probs, grad_logits, first, last):
+@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
+def log_softmax_backward(grad_log_probs, log_probs, grad_logits, n, first, last):
     """g - exp(log_probs) * sum(g)"""
-    n = log_probs.shape[1]
     step = lanes(pointer(log_probs, 0))
     for i in range(first, last):
         g, logp, out = pointer(grad_log_probs, i * n), pointer(log_probs, i * n), pointer(grad_logits, i * n)

@@ -1,4 +1,4 @@
-"""softmax, log_softmax and logsumexp over the rows of a matrix; wide and narrow rows each in their own way."""
+"""softmax, log_softmax and logsumexp over rows of n classes, one after the other; wide and narrow each in their own way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
+from ._jit import FLAG, INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._math import (
     SHIFT32,
     SHIFT64,
@@ -37,11 +37,10 @@ from ._simd import (
 from ._wide import row_exp, row_exp_sum, row_max, row_scale, row_subtract, scaled, split
 
 
-@signature(MATRIX_IN, MATRIX_OUT, FLAG, INDEX, INDEX)
-def softmax(logits, probs, streaming, first, last):
-    n = logits.shape[1]
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
+def softmax(logits, probs, n, streaming, first, last):
     if n < NARROW:
-        narrow_softmax(logits, probs, first, last)
+        narrow_softmax(logits, probs, n, first, last)
         return
     scratch = np.empty(n if streaming else 0, logits.dtype)
     for i in range(first, last):
@@ -55,8 +54,8 @@ def softmax(logits, probs, streaming, first, last):
 
 
 @inline
-def narrow_softmax(logits: Any, probs: Any, first: int, last: int) -> None:
-    n, like = logits.shape[1], pointer(logits, 0)
+def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> None:
+    like = pointer(logits, 0)
     step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
     scratch = np.empty(most * (size + 3 * step) + step, logits.dtype)
     tiles = aligned(scratch)
@@ -85,11 +84,10 @@ def narrow_softmax(logits: Any, probs: Any, first: int, last: int) -> None:
     keep_alive(scratch)
 
 
-@signature(MATRIX_IN, MATRIX_OUT, FLAG, INDEX, INDEX)
-def log_softmax(logits, log_probs, streaming, first, last):
-    n = logits.shape[1]
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
+def log_softmax(logits, log_probs, n, streaming, first, last):
     if n < NARROW:
-        narrow_log_softmax(logits, log_probs, first, last)
+        narrow_log_softmax(logits, log_probs, n, first, last)
         return
     for i in range(first, last):
         z, out = pointer(logits, i * n), pointer(log_probs, i * n)
@@ -102,8 +100,8 @@ def log_softmax(logits, log_probs, streaming, first, last):
 
 
 @inline
-def narrow_log_softmax(logits: Any, log_probs: Any, first: int, last: int) -> None:
-    n, like = logits.shape[1], pointer(logits, 0)
+def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: int) -> None:
+    like = pointer(logits, 0)
     step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
     scratch = np.empty(most * (size + 2 * step) + step, logits.dtype)
     tiles = aligned(scratch)
@@ -129,9 +127,8 @@ def narrow_log_softmax(logits: Any, log_probs: Any, first: int, last: int) -> No
     keep_alive(scratch)
 
 
-@signature(MATRIX_IN, VECTOR_OUT, INDEX, INDEX)
-def logsumexp(logits, lse, first, last):
-    n = logits.shape[1]
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
+def logsumexp(logits, lse, n, first, last):
     step = lanes(pointer(logits, 0))
     if n < NARROW:
         scratch = np.empty((NARROW + 1) * step, logits.dtype)
@@ -155,10 +152,10 @@ def logsumexp(logits, lse, first, last):
             lse[i] = lane(from_doubles(load_first(z, 0, 0, splat(m)), value, value), 0)
     for i in range(first, last):  # an infinite maximum is the result, as in SciPy and torch, unless there is a NaN
         if lse[i] != lse[i]:
-            largest_, bad = logits[i, 0], False
-            for j in range(n):
-                bad = bad or logits[i, j] != logits[i, j]
-                largest_ = max(largest_, logits[i, j])
+            largest_, bad = logits[i * n], False
+            for j in range(i * n, (i + 1) * n):
+                bad = bad or logits[j] != logits[j]
+                largest_ = max(largest_, logits[j])
             if not bad:
                 lse[i] = largest_
 
