@@ -225,6 +225,14 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     >>> float(logsumexp([1000.0, 1000.0]))
     1000.6931471805599
     """
+    if (
+        axis is _LAST and not keepdims and type(logits) is np.ndarray and 0 < logits.size <= _CHUNK and logits.ndim
+        and (kernel := KERNELS["logsumexp"].get(logits.dtype))
+    ):  # fmt: skip
+        lse, n_classes = np.empty(logits.shape[:-1], logits.dtype), logits.shape[-1]
+        with contextlib.suppress(TypeError):  # not C-contiguous, not aligned, ...
+            kernel(logits, lse, n_classes, 0, lse.size, 0)
+            return lse[()]
     x = _arrays.floats(logits, "logits")
     axes = _arrays.axes_of(axis, x.ndim)
     n_classes = _arrays.classes_along(x.shape, axes, "logits")
@@ -241,11 +249,12 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
 
 def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
     if (
-        out is None and axis is _LAST and type(grad) is type(result) is np.ndarray and grad.shape == result.shape
-        and 0 < grad.size <= _CHUNK and grad.ndim and (kernel := KERNELS[name].get(grad.dtype))
+        axis is _LAST and type(grad) is type(result) is np.ndarray and (shape := grad.shape) == result.shape and shape
+        and 0 < grad.size <= _CHUNK and (kernel := KERNELS[name].get(grad.dtype))
+        and (out is None or (_arrays.apart(grad, out) and _arrays.apart(result, out)))
     ):  # fmt: skip
-        grad_logits, n_classes = np.empty_like(grad), grad.shape[-1]
-        with contextlib.suppress(TypeError):  # not C-contiguous, not aligned, ...
+        grad_logits, n_classes = np.empty_like(grad) if out is None else out, shape[-1]
+        with contextlib.suppress(TypeError):  # of two dtypes, not C-contiguous, not aligned, ...
             kernel(grad, result, grad_logits, n_classes, 0, grad.size // n_classes, 0)
             return grad_logits
     g, y = _arrays.floats(grad, names[0]), _arrays.floats(result, names[1])
@@ -548,6 +557,14 @@ def cross_entropy_with_grad(
         logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
     )
     dtype = rows.dtype
+    if (
+        rows is logits and loss.labels is targets and grad_loss is None and loss.sums()
+        and class_weight is None and sample_weight is None
+        and (out is None or (_arrays.apart(rows, out) and loss.labels.flags.owndata))
+    ):  # fmt: skip
+        grad = np.empty_like(rows) if out is None else out
+        with contextlib.suppress(TypeError):  # an `out` that does not fit
+            return _reduced(loss, _fill_gradient(rows, loss, 1.0, NOTHING, loss.probs, grad), grad, dtype), grad
     scale, by_row = _arrays.grad_losses(grad_loss, loss.lead, loss.reduction)
     grad = _arrays.result_array(out, x.shape, x.dtype)
     losses = np.empty(0 if loss.sums() else len(rows), dtype)
