@@ -67,10 +67,11 @@ def _nothing(dtype: Any, ndim: int = 1) -> Array:
 def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: bool = False) -> Array:
     """out = x @ weight + bias, or its positive part."""
     if weight.shape[1] > THIN and _blas():
-        np.matmul(x, weight, out=out)
-        if bias is not None:
-            out += bias
-        return np.maximum(out, 0, out=out) if relu else out
+        with np.errstate(all="ignore"):  # inf and NaN come without a warning, as from the kernels
+            np.matmul(x, weight, out=out)
+            if bias is not None:
+                out += bias
+            return np.maximum(out, 0, out=out) if relu else out
     kernel = KERNELS["affine"][out.dtype]
     b = _nothing(out.dtype) if bias is None else bias
     grain = PANEL if weight.shape[1] > WIDE else GRAIN
@@ -81,7 +82,8 @@ def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: boo
 def affine_grad_x(grad_out: Array, weight: Array, out: Array) -> Array:
     """out = grad_out @ weight.T"""
     if weight.shape[1] > THIN and _blas():
-        return np.matmul(grad_out, weight.T, out=out)
+        with np.errstate(all="ignore"):
+            return np.matmul(grad_out, weight.T, out=out)
     kernel, none = KERNELS["affine"][out.dtype], _nothing(out.dtype)
     _run(
         lambda *rows: kernel(grad_out, weight, none, True, False, out, *rows), len(out),
@@ -94,11 +96,10 @@ def affine_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: A
     """weight_out = x.T @ grad_out and bias_out = grad_out.sum(axis=0); or add them to what is there."""
     n_in, n_out = weight_out.shape
     work = x.size * n_out
-    if n_in == 0:
-        bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
-    elif n_out > THIN and _blas():
-        weight_out[...] = np.matmul(x.T, grad_out) + (weight_out if adding else 0)
-        bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
+    if n_in == 0 or (n_out > THIN and _blas()):
+        with np.errstate(all="ignore"):
+            weight_out[...] = np.matmul(x.T, grad_out) + (weight_out if adding else 0)
+            bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
     elif n_out > THIN or adding:
         kernel = KERNELS["affine_grad_weight"][x.dtype]
         _run(lambda *columns: kernel(grad_out, x, weight_out, bias_out, adding, *columns), n_in, work, PANEL)

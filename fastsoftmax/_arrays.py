@@ -27,12 +27,22 @@ def array(x: ArrayLike, name: str) -> Array:
     """Any array-like as a plain ndarray."""
     if type(x) is np.ndarray:
         return x
-    if isinstance(x, np.ma.MaskedArray):
+    if _is_masked(x):
         raise TypeError(f"{name} must not be a masked array: fill it, or set masked logits to -inf")
     try:
         return np.asarray(x)
     except ValueError:
         raise ValueError(f"{name} must be an array or a nested sequence with rows of one length, got ragged rows") from None
+
+
+def _is_masked(x: Any, depth: int = 0) -> bool:
+    """Whether it is a masked array, or a list with one in it: NumPy would drop the mask, or warn."""
+    if isinstance(x, (list, tuple)) and depth < 64:  # as deep as NumPy goes
+        kinds = set(map(type, x))
+        if not any(issubclass(kind, (list, tuple, np.ma.MaskedArray)) for kind in kinds):
+            return False
+        return any(_is_masked(part, depth + 1) for part in x)
+    return isinstance(x, np.ma.MaskedArray)
 
 
 def floats(x: ArrayLike, name: str) -> Array:
@@ -53,7 +63,21 @@ def _kind_of(x: Any, a: Array) -> str:
 
 def contiguous(a: Array, dtype: np.dtype[Any]) -> Array:
     """C-contiguous, aligned, of that dtype: `a` itself or a copy."""
-    return a if a.dtype == dtype and (a.flags.num & 0x101) == C_CONTIGUOUS_ALIGNED else np.array(a, dtype, order="C")
+    if a.dtype == dtype and (a.flags.num & 0x101) == C_CONTIGUOUS_ALIGNED:
+        return a
+    with np.errstate(all="ignore"):  # what a narrower type cannot hold is inf, without a warning
+        return np.array(a, dtype, order="C")
+
+
+def cast(a: Array, dtype: np.dtype[Any]) -> Array:
+    """`a` in the dtype that the caller is to get: a copy for float16."""
+    return a if a.dtype == dtype else contiguous(a, dtype)
+
+
+def fill(out: Array, values: Array) -> None:
+    """out = values, whatever the layouts."""
+    with np.errstate(all="ignore"):
+        out[...] = values
 
 
 def same_shape(a: Array, b: Array, names: str) -> None:
@@ -63,11 +87,14 @@ def same_shape(a: Array, b: Array, names: str) -> None:
 
 def real(x: Any, name: str) -> float:
     """A finite or infinite Python number, not a string or an array."""
-    if isinstance(x, (bool, np.bool_, str, bytes)) or np.ndim(x) != 0:
+    if type(x) is float:
+        return x
+    a = array(x, name)
+    if a.ndim != 0 or a.dtype.kind not in "iufO":  # objects: fractions, decimals
         raise TypeError(f"{name} must be a number, got {_described(x)}")
     try:
-        return float(x)
-    except (TypeError, ValueError):
+        return float(a.item())
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name} must be a number, got {_described(x)}") from None
 
 
@@ -157,7 +184,7 @@ def result_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arra
     """`out`, checked, or a new array."""
     if out is None:
         return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, np.ndarray) or isinstance(out, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
@@ -185,24 +212,30 @@ def apart(a: Array, out: Any) -> bool:
 
 
 # ---- targets and weights ---------------------------------------------------------------------------------------------
-def targets_of(targets: ArrayLike, shape: tuple[int, ...], axes: Axes, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """(labels, probabilities), one of them empty: int64 indices (n_rows,), or rows of probabilities (n_rows, n_classes)."""
+def targets_of(
+    targets: ArrayLike, shape: tuple[int, ...], axes: Axes, dtype: np.dtype[Any], ignore_index: int
+) -> tuple[Array, Array, int]:
+    """(labels, probabilities, ignore_index) for kernels.
+
+    Of the first two one is empty: int64 indices (n_rows,), or rows of probabilities (n_rows, n_classes).
+    """
     a = array(targets, "targets")
     lead = lead_shape(shape, axes)
     n_classes = math.prod(shape[k] for k in axes)
     if a.dtype.kind not in "iuf":
         raise TypeError(f"targets must be class indices (integers) or probabilities (floats), got dtype {a.dtype}")
     if a.shape == shape and a.shape != lead:
-        return NO_LABELS, to_rows(floats(a, "targets"), axes, n_classes, dtype)
+        return NO_LABELS, to_rows(floats(a, "targets"), axes, n_classes, dtype), -1
     if a.shape != lead:
         raise ValueError(
             f"targets must have shape {lead} for class indices or {shape} for probabilities, got {a.shape}"
         )
     if a.dtype.kind == "f":
         raise TypeError(f"targets of shape {lead} are class indices and must be integers, got dtype {a.dtype}")
-    if a.dtype.kind == "u" and a.dtype.itemsize == 8:  # what int64 cannot hold must not turn negative
-        a = np.minimum(a, np.uint64(np.iinfo(np.int64).max))
-    return contiguous(a, np.dtype(np.int64)).reshape(-1), NOTHING.reshape(0, 0).astype(dtype)
+    if a.dtype == np.uint64 or not -(2**63) <= ignore_index < 2**63:  # what int64 cannot hold: by other numbers
+        wrong = np.where((a >= 0) & (a < n_classes), a.astype(np.int64), -1)
+        a, ignore_index = np.where(a == ignore_index, -2, wrong), -2
+    return contiguous(a, np.dtype(np.int64)).reshape(-1), np.empty((0, 0), dtype), ignore_index
 
 
 def bad_label(targets: ArrayLike, row: int, n_classes: int, ignore_index: int | None) -> NoReturn:
@@ -234,7 +267,7 @@ def smoothing(x: Any) -> float:
 
 
 def reduction_of(x: Any) -> str:
-    if x not in REDUCTIONS:
+    if not isinstance(x, str) or x not in REDUCTIONS:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {x!r}")
     return str(x)
 

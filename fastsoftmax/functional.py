@@ -90,7 +90,7 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     streaming = _streams(target) and (out is None or not np.may_share_memory(target, rows))
     _over_rows(rows.shape, lambda *span: kernel(rows, target, n_classes, streaming, *span))
     if not direct:
-        result[...] = _arrays.from_rows(target, x.shape, axes)
+        _arrays.fill(result, _arrays.from_rows(target, x.shape, axes))
     return result
 
 
@@ -235,16 +235,18 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
             return lse[()]
     x = _arrays.floats(logits, "logits")
     axes = _arrays.axes_of(axis, x.ndim)
-    n_classes = _arrays.classes_along(x.shape, axes, "logits")
+    n_classes = math.prod(x.shape[k] for k in axes)
     dtype = COMPUTED_IN[x.dtype]
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
     lead = _arrays.lead_shape(x.shape, axes)
-    lse = np.empty(int(np.prod(lead)), dtype)
+    lse = np.empty(math.prod(lead), dtype)
     if x.size:
         kernel = KERNELS["logsumexp"][dtype]
         _over_rows(rows.shape, lambda *span: kernel(rows, lse, n_classes, *span))
+    else:
+        lse.fill(-np.inf)
     shape = tuple(1 if k in axes else s for k, s in enumerate(x.shape)) if keepdims else lead
-    return lse.astype(x.dtype, copy=False).reshape(shape)[()]
+    return _arrays.cast(lse, x.dtype).reshape(shape)[()]
 
 
 def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
@@ -272,7 +274,7 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     kernel = KERNELS[name][dtype]
     _over_rows(y_rows.shape, lambda *span: kernel(g_rows, y_rows, target, n_classes, *span))
     if not direct:
-        grad_logits[...] = _arrays.from_rows(target, y.shape, axes)
+        _arrays.fill(grad_logits, _arrays.from_rows(target, y.shape, axes))
     return grad_logits
 
 
@@ -368,12 +370,11 @@ def _loss_arguments(
     sample_weight: ArrayLike | None, ignore_index: int, label_smoothing: float, reduction: str,
 ) -> _Loss:  # fmt: skip
     """Check everything that is not logits, and find what the mean divides by."""
-    labels, probs = _arrays.targets_of(targets, shape, axes, dtype)
+    ignore_index = _arrays.integer(ignore_index, "ignore_index")
+    labels, probs, ignore = _arrays.targets_of(targets, shape, axes, dtype, ignore_index)
     lead = _arrays.lead_shape(shape, axes)
     n_classes = _arrays.classes_along(shape, axes, "logits")
     reduction = _arrays.reduction_of(reduction)
-    ignore = _arrays.integer(ignore_index, "ignore_index")
-    ignore = min(max(ignore, -(2**63)), 2**63 - 1)
     by_class = _arrays.weights(class_weight, (n_classes,), "class_weight")
     by_row = _arrays.weights(sample_weight, lead, "sample_weight")
     smoothing = _arrays.smoothing(label_smoothing)
@@ -383,7 +384,7 @@ def _loss_arguments(
     else:
         bad, denominator = KERNELS["check_targets"][FLOAT64](labels, n_classes, ignore, by_class, by_row, False)
         if bad >= 0:
-            _arrays.bad_label(targets, bad, n_classes, ignore)
+            _arrays.bad_label(targets, bad, n_classes, ignore_index)
     return _Loss(labels, probs, by_class, by_row, ignore, smoothing, reduction, denominator, lead)
 
 
@@ -393,10 +394,10 @@ def _plain_loss(
 ) -> _Loss | None:  # fmt: skip
     """The same where everything is as kernels take it already, with no options (1 x 10: 9 us, 24 without)."""
     if (
-        class_weight is None and sample_weight is None and axis == -1 and type(label_smoothing) is float
-        and label_smoothing == 0.0 and type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
-        and reduction in _arrays.REDUCTIONS and type(logits) is np.ndarray and type(targets) is np.ndarray
-        and logits.dtype in _NO_PROBS and targets.dtype == _INT64 and logits.ndim == 2 and logits.size
+        class_weight is None and sample_weight is None and type(axis) is int and axis == -1
+        and type(label_smoothing) is float and label_smoothing == 0.0 and type(ignore_index) is int
+        and -(2**63) <= ignore_index < 2**63 and type(reduction) is str and reduction in _arrays.REDUCTIONS
+        and type(logits) is np.ndarray and type(targets) is np.ndarray and logits.dtype in _NO_PROBS and targets.dtype == _INT64 and logits.ndim == 2 and logits.size
         and targets.shape == logits.shape[:1] and logits.flags.num & targets.flags.num & 0x101 == 0x101
     ):  # fmt: skip
         n_classes = logits.shape[1]
@@ -430,7 +431,7 @@ def _loss_problem(
 
 def _reduced(loss: _Loss, total: float, losses: Array, dtype: Any) -> Any:
     if loss.reduction == "none":
-        return losses.astype(dtype, copy=False).reshape(loss.lead)[()]
+        return _arrays.cast(losses, dtype).reshape(loss.lead)[()]
     if loss.reduction == "sum":
         return total
     return total / loss.denominator if loss.denominator else float("nan")
@@ -577,7 +578,7 @@ def cross_entropy_with_grad(
         target = grad.reshape(rows.shape) if direct else np.empty_like(rows)
         total = _fill_gradient(rows, loss, scale, by_row, losses, target)
         if not direct:
-            grad[...] = _arrays.from_rows(target, x.shape, axes)
+            _arrays.fill(grad, _arrays.from_rows(target, x.shape, axes))
     return _reduced(loss, total, losses, x.dtype), grad
 
 
@@ -640,7 +641,7 @@ def cross_entropy_grad_hess(
     if rows.size:
         kernel = KERNELS["softmax_hessian"][dtype]
         _over_rows(rows.shape, lambda *span: kernel(rows, by_row, factor, hess, *span))
-    return grad, hess.reshape(x.shape).astype(x.dtype, copy=False)
+    return grad, _arrays.cast(hess, x.dtype).reshape(x.shape)
 
 
 # ---- products ----------------------------------------------------------------------------------------------------------
@@ -686,7 +687,7 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
         shape = len(rows), w.shape[1]
         target = _affine.affine(rows, w, b, result.reshape(shape) if direct else np.empty(shape, rows.dtype))
         if not direct:
-            result[...] = target.reshape(result.shape)
+            _arrays.fill(result, target.reshape(result.shape))
     return result
 
 
@@ -753,8 +754,8 @@ def affine_backward(
     _affine.affine_grad_weight(g_rows, rows, grad_weight, grad_bias)
     grad_x = None
     if need_grad_x:
-        grad_x = _affine.affine_grad_x(g_rows, w, np.empty_like(rows)).reshape(x.shape).astype(dtype, copy=False)
-    return grad_x, grad_weight.astype(dtype, copy=False), grad_bias.astype(dtype, copy=False)
+        grad_x = _arrays.cast(_affine.affine_grad_x(g_rows, w, np.empty_like(rows)), dtype).reshape(x.shape)
+    return grad_x, _arrays.cast(grad_weight, dtype), _arrays.cast(grad_bias, dtype)
 
 
 def relu(x: ArrayLike, *, out: Array | None = None) -> Array:
@@ -828,7 +829,7 @@ def _elementwise(name: str, inputs: tuple[Array, ...], result: Array) -> Array:
     kernel = KERNELS[name][dtype]
     _over_rows((result.size, 1), lambda *span: kernel(*flat, target, *span))
     if not direct:
-        result[...] = target.reshape(result.shape)
+        _arrays.fill(result, target.reshape(result.shape))
     return result
 
 
@@ -962,7 +963,7 @@ def _head(
             if grad_x is not None:
                 _affine.affine_grad_x(logits, w, grad_x[block])
     grads = [
-        None if g is None else g.reshape(shape).astype(dtype, copy=False)
+        None if g is None else _arrays.cast(g, dtype).reshape(shape)
         for g, shape in ((grad_x, x.shape), (grad_weight, w.shape), (None if b is None else grad_bias, (n_out,)))
     ]
     return _reduced(loss, total, losses, dtype), tuple(grads)

@@ -213,7 +213,8 @@ def affine(x, weight, bias=None):
 
 def affine_backward(grad_out, x, weight, *, need_grad_x=True):
     g, x, w = _ld(grad_out), _ld(x), _ld(weight)
-    rows_g, rows_x = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+    n_rows = math.prod(x.shape[:-1])
+    rows_g, rows_x = g.reshape(n_rows, g.shape[-1]), x.reshape(n_rows, x.shape[-1])
     return (g @ w.T if need_grad_x else None), rows_x.T @ rows_g, rows_g.sum(axis=0)
 
 

@@ -78,11 +78,14 @@ def check_targets(targets, n_classes, ignore_index, class_weight, sample_weight)
                 return i, 0.0
     if class_weight.size == 0 and sample_weight.size == 0:
         return -1, np.float64(kept)
-    weight, given = 0.0, given_weights(class_weight, sample_weight)
+    weight, lost, given = 0.0, 0.0, given_weights(class_weight, sample_weight)
     for i in range(n_rows):
-        if targets[i] != ignore_index:
-            weight += row_weight(i, targets[i], given)
-    return -1, weight
+        if targets[i] != ignore_index:  # in a pair: every gradient is divided by this sum
+            w = row_weight(i, targets[i], given)
+            s = weight + w
+            v = s - weight
+            weight, lost = s, lost + ((weight - (s - v)) + (w - v))
+    return -1, weight + lost if lost == lost else weight  # an infinite sum has a NaN as its rest
 
 
 @inline
