@@ -106,7 +106,7 @@ def _quickly(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
         span = shape[axis], False, 0, size // shape[axis], 0
     elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
         kernel = KERNELS[name + "_columns"].get(logits.dtype)
-        span = shape[0], inner, 0, -(-inner // _STRIP[logits.dtype]), 0
+        span = shape[0], inner, 0, -(-inner // _STRIP.get(logits.dtype, 1)), 0
     else:
         return None
     if kernel is None or not (out is None or _arrays.apart(logits, out)):
@@ -397,7 +397,8 @@ def _plain_loss(
         class_weight is None and sample_weight is None and type(axis) is int and axis == -1
         and type(label_smoothing) is float and label_smoothing == 0.0 and type(ignore_index) is int
         and -(2**63) <= ignore_index < 2**63 and type(reduction) is str and reduction in _arrays.REDUCTIONS
-        and type(logits) is np.ndarray and type(targets) is np.ndarray and logits.dtype in _NO_PROBS and targets.dtype == _INT64 and logits.ndim == 2 and logits.size
+        and type(logits) is np.ndarray and type(targets) is np.ndarray and logits.dtype in _NO_PROBS
+        and targets.dtype == _INT64 and logits.ndim == 2 and logits.size
         and targets.shape == logits.shape[:1] and logits.flags.num & targets.flags.num & 0x101 == 0x101
     ):  # fmt: skip
         n_classes = logits.shape[1]

@@ -90,7 +90,7 @@ OUT_OF_BOUNDS = """
     for job in (0, 1):  # with the GIL, and without
         logits, lse = np.zeros((2, 100)), np.full(2, 7.0)
         try:
-            KERNELS["logsumexp"][np.dtype("f8")](logits, lse[:1], 0, 2, job)
+            KERNELS["logsumexp"][np.dtype("f8")](logits, lse[:1], 100, 0, 2, job)
             print("not checked", lse[1] != 7)
         except IndexError as error:
             print(error)
@@ -118,22 +118,21 @@ def test_a_kernel_writes_its_rows_and_no_others(n_classes, first, last, dtype, r
     logits = rng.standard_normal((n_rows, n_classes)).astype(dtype)
     probs = fs.softmax(logits)
     labels, none = rng.integers(0, n_classes, n_rows), np.empty(0)
-    rows = {
-        "softmax": (logits, False),
-        "log_softmax": (logits, False),
-        "softmax_backward": (logits, probs),
-        "log_softmax_backward": (logits, probs),
-        "softmax_hessian": (logits, none, 1.0),
-    }
     before = np.full((n_rows, n_classes), 7, dtype)
-    for name, inputs in rows.items():
-        out = before.copy()
-        split = len(inputs) if name.endswith(("backward", "hessian")) else 1
-        KERNELS[name][dtype](*inputs[:split], out, *inputs[split:], first, last, 0)
+    out, lse = before.copy(), before[:, 0].copy()
+    for name, arguments in {
+        "softmax": (logits, out, n_classes, False),
+        "log_softmax": (logits, out, n_classes, False),
+        "softmax_backward": (logits, probs, out, n_classes),
+        "log_softmax_backward": (logits, probs, out, n_classes),
+        "softmax_hessian": (logits, none, 1.0, out),
+    }.items():
+        out[...] = before
+        KERNELS[name][dtype](*arguments, first, last, 0)
         _only_rows(out, first, last, name)
-    lse, losses, grad = before[:, 0].copy(), before[:, 0].copy(), before.copy()
-    KERNELS["logsumexp"][dtype](logits, lse, first, last, 0)
+    KERNELS["logsumexp"][dtype](logits, lse, n_classes, first, last, 0)
     _only_rows(lse, first, last, "logsumexp")
+    losses, grad = before[:, 0].copy(), before.copy()
     KERNELS["cross_entropy_with_grad"][dtype](
         logits, labels, none, none, -100, none, 1.0, 1.0, losses, grad, False, first, last, 0
     )
