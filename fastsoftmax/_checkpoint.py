@@ -43,8 +43,8 @@ def write(path: PathLike, meta: Mapping[str, Any], arrays: Mapping[str, NDArray]
     path = Path(path)
     temporary = _temporary(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
+        with open(temporary, "wb") as file, buffer.getbuffer() as content:  # released: an error would keep it, and the buffer
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # before the rename, or a power cut could leave a renamed empty file
         os.replace(temporary, path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -33,6 +36,18 @@ def _threads_as_before():
     before = fastsoftmax.get_num_threads()
     yield
     fastsoftmax.set_num_threads(before)
+
+
+@pytest.fixture
+def without_privileges():
+    """How a command begins that keeps root, who may write everywhere, to the files' permissions."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("needs POSIX permissions")
+    if os.geteuid() != 0:
+        return ()
+    if not shutil.which("setpriv"):
+        pytest.skip("root without setpriv may write everywhere")
+    return ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 
 
 @pytest.fixture

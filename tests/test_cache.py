@@ -325,17 +325,8 @@ def test_folder_that_cannot_be_made_is_one_log_line(package):
 
 
 @pytest.fixture
-def read_only(package):
-    """A copy of the package, and a command that keeps root, who may write everywhere, to the files' permissions."""
-    if not hasattr(os, "geteuid"):
-        pytest.skip("needs POSIX permissions")
-    if os.geteuid() != 0:
-        prefix = ()
-    elif shutil.which("setpriv"):
-        prefix = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
-    else:
-        pytest.skip("root without setpriv may write everywhere")
-    yield package, prefix
+def read_only(package, without_privileges):
+    yield package, without_privileges
     for path in [package.parent, *package.parent.rglob("*")]:
         if path.is_dir():
             path.chmod(0o755)
@@ -372,6 +363,14 @@ def test_zipped_package(package):
     shutil.rmtree(package.parent / "fastsoftmax")
     assert package.run(path=archive) == ([TWICE_THE_SUM, 0], "")
     assert package.run(path=archive) == ([TWICE_THE_SUM, 1], "")
+    use = """
+import json
+import fastsoftmax as fs
+print(json.dumps([fs.__file__, fs.load_digits().x_train.shape, fs.relu([1.0, -2.0]).tolist()]))
+"""
+    (file, shape, result), _ = finish(package.start(use, path=archive))
+    assert file.startswith(str(archive))
+    assert (shape, result) == ([1540, 64], [1.0, 0.0])
 
 
 @pytest.mark.slow

@@ -289,14 +289,30 @@ def test_unwritable_places_are_found_before_training(tmp_path, place):
         MLP((7,)).fit(*data(), epochs=1).save(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_read_only_folder(tmp_path):
+READ_ONLY = """
+    import sys
+    import numpy as np
+    from fastsoftmax import MLP
+
+    try:
+        MLP((7,)).fit(np.ones((4, 10)), [0, 1, 2, 3], checkpoint=sys.argv[1])
+    except PermissionError as error:
+        print(error)
+"""
+
+
+def test_read_only_folder(tmp_path, without_privileges):
+    path = tmp_path / "model.npz"
+    MLP((7,)).fit(*data(), epochs=1).save(path)
+    before = path.read_bytes()
+    command = [*without_privileges, sys.executable, "-c", textwrap.dedent(READ_ONLY), str(path)]
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(PermissionError, match="could not write the model file"):
-            MLP((7,)).fit(*data(), checkpoint=tmp_path / "model.npz")
+        output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     finally:
         tmp_path.chmod(0o700)
+    assert f"could not write the model file: Permission denied: {str(path)!r}" in output
+    assert path.read_bytes() == before
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------

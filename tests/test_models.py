@@ -312,6 +312,31 @@ def test_memory_is_flat(rng):
     assert peak < x.size * 4, "as much as a float copy of the data"
 
 
+RESIDENT = """
+    import resource
+    import numpy as np
+    from fastsoftmax import MLP, Adam
+
+    rng = np.random.default_rng(0)
+    x, targets = rng.integers(0, 256, (6400, 100), np.uint8), rng.integers(0, 10, 6400)
+    model = MLP((32,), scale=1 / 255, optimizer=Adam(), n_classes=10)
+    used, n_steps = [], 0
+    while n_steps < 12_000:
+        model.fit(x, targets, epochs=10, batch_size=64)  # 1,000 steps
+        n_steps += model.history.n_steps
+        used.append(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize())
+    print(used[-1] - used[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_flat_over_10_000_steps():
+    """As the system sees it, hence also what was allocated by neither Python nor NumPy."""
+    output = subprocess.run([sys.executable, "-c", textwrap.dedent(RESIDENT)], check=True, capture_output=True, text=True)
+    assert int(output.stdout) < 1 << 20  # 100 bytes a step
+
+
 # ---- history, validation, early stopping -------------------------------------------------------------------------
 
 
