@@ -22,7 +22,7 @@ Array = NDArray[Any]
 THIN = 10  # classes: as many as the thin kernels take
 CHUNK = 1 << 24  # multiply-adds: 150 us; two of them are worth a second thread
 QUIET = 1 << 22  # multiply-adds: below, the GIL is kept: handing it over costs up to 5 ms beside a busy Python thread
-GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
+GRAIN, PANEL = 16, 256
 WIDE = 256  # columns: beyond, the kernel copies panels of weight
 HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
 HEAD_ROWS, HEAD_MOST = 256, 32 << 20  # but this many rows, so that weight is not read too often, unless logits take more
@@ -52,9 +52,7 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
 
 
 def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN) -> list[Any]:
-    if work <= CHUNK:
-        return [call(0, n, work > QUIET)]
-    n_chunks, size = _chunks(n, work, grain)
+    n_chunks, size = _chunks(n, work, grain) if work > CHUNK else (1, n)
     return [call(0, n, work > QUIET)] if n_chunks == 1 else run_rows(call, n, size)
 
 
@@ -72,10 +70,13 @@ def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: boo
             if bias is not None:
                 out += bias
             return np.maximum(out, 0, out=out) if relu else out
-    kernel = KERNELS["affine"][out.dtype]
+    kernel, n, work = KERNELS["affine"][out.dtype], len(out), x.size * weight.shape[1]
     b = _nothing(out.dtype) if bias is None else bias
-    grain = PANEL if weight.shape[1] > WIDE else GRAIN
-    _run(lambda *rows: kernel(x, weight, b, False, relu, out, *rows), len(out), x.size * weight.shape[1], grain)
+    if work <= CHUNK:
+        kernel(x, weight, b, False, relu, out, 0, n, work > QUIET)
+    else:
+        grain = PANEL if weight.shape[1] > WIDE else GRAIN
+        _run(lambda *rows: kernel(x, weight, b, False, relu, out, *rows), n, work, grain)
     return out
 
 
@@ -85,10 +86,11 @@ def affine_grad_x(grad_out: Array, weight: Array, out: Array) -> Array:
         with np.errstate(all="ignore"):
             return np.matmul(grad_out, weight.T, out=out)
     kernel, none = KERNELS["affine"][out.dtype], _nothing(out.dtype)
-    _run(
-        lambda *rows: kernel(grad_out, weight, none, True, False, out, *rows), len(out),
-        grad_out.size * weight.shape[0], PANEL,
-    )  # fmt: skip
+    n, work = len(out), out.size * weight.shape[1]
+    if work <= CHUNK:
+        kernel(grad_out, weight, none, True, False, out, 0, n, work > QUIET)
+    else:
+        _run(lambda *rows: kernel(grad_out, weight, none, True, False, out, *rows), n, work, PANEL)
     return out
 
 
@@ -110,6 +112,13 @@ def affine_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: A
         parts, parts_bias, size = _parts(len(x), weight_out)
         _run(lambda *rows: kernel(grad_out, x, parts, parts_bias, size, *rows), len(x), work)
         KERNELS["add_thin_parts"][x.dtype](parts, parts_bias, weight_out, bias_out, work > QUIET)
+
+
+def affine_backward(grad_out: Array, x: Array, weight: Array, need_grad_x: bool) -> tuple[Array | None, Array, Array]:
+    """New arrays with the gradients for x, weight and the bias."""
+    grad_weight, grad_bias = np.empty(weight.shape, x.dtype), np.empty(weight.shape[1], x.dtype)
+    affine_grad_weight(grad_out, x, grad_weight, grad_bias)
+    return affine_grad_x(grad_out, weight, np.empty(x.shape, x.dtype)) if need_grad_x else None, grad_weight, grad_bias
 
 
 def _parts(n_rows: int, weight: Array) -> tuple[Array, Array, int]:

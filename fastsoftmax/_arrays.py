@@ -211,6 +211,11 @@ def apart(a: Array, out: Any) -> bool:
     return out is a or (type(out) is np.ndarray and out.shape == a.shape and out.flags.owndata and a.flags.owndata)
 
 
+def overlaps(out: Array, *inputs: Array | None) -> bool:
+    """Whether `out` may share memory with an input."""
+    return any(a is not None and np.may_share_memory(out, a) for a in inputs)
+
+
 # ---- targets and weights ---------------------------------------------------------------------------------------------
 def targets_of(
     targets: ArrayLike, shape: tuple[int, ...], axes: Axes, dtype: np.dtype[Any], ignore_index: int

@@ -677,19 +677,45 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     >>> affine([[1.0, 2.0]], [[1.0], [10.0]], [0.5])
     array([[21.5]])
     """
+    if _plain_layer(x, weight, bias, out) and (
+        out is None or (out.flags.writeable and not _arrays.overlaps(out, x, weight, bias))
+    ):
+        return _affine.affine(x, weight, bias, np.empty((x.shape[0], weight.shape[1]), x.dtype) if out is None else out)
     x, weight, b = _affine_inputs(x, weight, bias)
     dtype = _arrays.common_dtype(x, weight)
     result = _arrays.result_array(out, x.shape[:-1] + weight.shape[1:], dtype)
     if result.size:
         rows, w, b = _as_matrices(COMPUTED_IN[dtype], x, weight, b)
         whole = tuple(range(result.ndim))
-        inputs = (rows, w) if b is None else (rows, w, b)
-        direct = _arrays.is_rows(result, whole, rows.dtype) and not any(np.may_share_memory(result, a) for a in inputs)
+        direct = _arrays.is_rows(result, whole, rows.dtype) and not _arrays.overlaps(result, rows, w, b)
         shape = len(rows), w.shape[1]
         target = _affine.affine(rows, w, b, result.reshape(shape) if direct else np.empty(shape, rows.dtype))
         if not direct:
             _arrays.fill(result, target.reshape(result.shape))
     return result
+
+
+def _plain_layer(x: Any, weight: Any, bias: Any, out: Any) -> bool:
+    """Whether nothing needs converting: float32 or float64 alike, not empty, C-contiguous and aligned, of shapes that fit.
+
+    Small products are all overhead (1 x 784 x 100: 4.7 us, 11.4 without this).
+    """
+    if not (
+        type(x) is np.ndarray and type(weight) is np.ndarray and x.dtype in _NO_PROBS and weight.dtype is x.dtype
+        and x.ndim == weight.ndim == 2 and x.size and weight.size and x.flags.num & weight.flags.num & 0x101 == 0x101
+    ):  # fmt: skip
+        return False
+    n_in, n_out = weight.shape
+    n_rows, n_columns = x.shape
+    return (
+        n_columns == n_in
+        and (bias is None or (
+            type(bias) is np.ndarray and bias.dtype is x.dtype and bias.shape == (n_out,) and bias.flags.num & 0x101 == 0x101
+        ))
+        and (out is None or (
+            type(out) is np.ndarray and out.dtype is x.dtype and out.shape == (n_rows, n_out) and out.flags.num & 0x101 == 0x101
+        ))
+    )  # fmt: skip
 
 
 def _as_matrices(dtype: Any, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
@@ -745,17 +771,17 @@ def affine_backward(
     (array([[3., 4.]]), array([[1.],
            [2.]]), array([1.]))
     """
+    if _plain_layer(x, weight, None, grad_out):
+        return _affine.affine_backward(grad_out, x, weight, need_grad_x)
     x, weight, _ = _affine_inputs(x, weight, None)
     g = _arrays.floats(grad_out, "grad_out")
     _arrays.grad_out_shape(g, x, weight)
     dtype = _arrays.common_dtype(g, x, weight)
     rows, w, _ = _as_matrices(COMPUTED_IN[dtype], x, weight, None)
     g_rows = _arrays.contiguous(g, rows.dtype).reshape(len(rows), w.shape[1])
-    grad_weight, grad_bias = np.empty_like(w), np.empty(w.shape[1], w.dtype)
-    _affine.affine_grad_weight(g_rows, rows, grad_weight, grad_bias)
-    grad_x = None
-    if need_grad_x:
-        grad_x = _arrays.cast(_affine.affine_grad_x(g_rows, w, np.empty_like(rows)), dtype).reshape(x.shape)
+    grad_x, grad_weight, grad_bias = _affine.affine_backward(g_rows, rows, w, need_grad_x)
+    if grad_x is not None:
+        grad_x = _arrays.cast(grad_x, dtype).reshape(x.shape)
     return grad_x, _arrays.cast(grad_weight, dtype), _arrays.cast(grad_bias, dtype)
 
 

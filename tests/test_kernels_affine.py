@@ -124,6 +124,24 @@ def test_bits_do_not_depend_on_threads(shape, dtype, rng):
                 np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_large_gradient_is_that_of_its_parts(offset, dtype, rng):
+    """Beyond the last-level cache it is written another way, in whole lines: the result may begin anywhere in one."""
+    n_in, n_out = 784, 10
+    n_rows = (36 << 20) // (n_in * dtype.itemsize) + 3
+    weight, grad_out = rng.standard_normal((n_in, n_out)).astype(dtype), rng.standard_normal((n_rows, n_out)).astype(dtype)
+    around = np.full(n_rows * n_in + 17, GUARD, dtype)
+    grad_x = around[offset : offset + n_rows * n_in].reshape(n_rows, n_in)
+    grad_x[...] = np.nan
+    _affine.affine_grad_x(grad_out, weight, grad_x)
+    assert (around[:offset] == GUARD).all()
+    assert (around[offset + n_rows * n_in :] == GUARD).all()
+    for first in range(0, n_rows, 1000):
+        part = np.empty_like(grad_x[first : first + 1000])
+        _affine.affine_grad_x(grad_out[first : first + 1000], weight, part)
+        np.testing.assert_array_equal(grad_x[first : first + 1000], part)
+
+
 HEADS = [(1, 1, 1), (2, 3, 1), (17, 33, 5), (1, 4, 10), (3, 2, 11), (5, 6, 70)]
 
 

@@ -104,6 +104,11 @@ def _masked_store(builder: Any, address: Any, value: Any, vector: Vector, mask: 
     return _call(builder, f"llvm.masked.store.{vector.suffix}.p0", ir.VoidType(), value, address, align, mask)
 
 
+def _stream(builder: Any, address: Any, value: Any) -> None:
+    write = builder.store(value, address, align=64)
+    write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+
+
 # ---- operators: a + b, a - b, a * b, a / b, -a, a < b, a == b, mask & mask ------------------------------------------
 class _Binary(AbstractTemplate):  # type: ignore[misc]
     def generic(self, args: tuple[Any, ...], kws: Any) -> Any:
@@ -262,8 +267,7 @@ def stream(typingctx: Any, p: Any, k: Any, value: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        write = builder.store(args[2], _address(builder, args[0], args[1], value), align=64)
-        write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+        _stream(builder, _address(builder, args[0], args[1], value), args[2])
         return context.get_dummy_value()
 
     return types.void(p, types.int64, value), codegen

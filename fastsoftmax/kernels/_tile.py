@@ -26,6 +26,7 @@ from ._simd import (
     _masked_store,
     _shuffle,
     _splat,
+    _stream,
     vector_of,
 )  # fmt: skip
 
@@ -324,3 +325,22 @@ def store_tile(typingctx: Any, acc: Any, p: Any, stride: Any, rows: Any, columns
         return context.get_dummy_value()
 
     return types.void(acc, p, i64, i64, i64), codegen
+
+
+@intrinsic
+def stream_tile(typingctx: Any, acc: Any, p: Any, stride: Any, rows: Any) -> Any:
+    """Write whole vectors of the first `rows` rows past the caches; each begins at a multiple of 64 bytes."""
+    vector, i64 = vector_of(acc.dtype), types.int64
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        packed, p_, stride_, rows_ = args
+        values = _unpack(builder, acc, packed)
+        for r in range(acc.rows):
+            with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
+                row = builder.gep(p_, [builder.mul(ir.Constant(_I64, r), stride_)])
+                for v in range(acc.vectors):
+                    address = _address(builder, row, ir.Constant(_I64, v * vector.lanes), vector)
+                    _stream(builder, address, values[r * acc.vectors + v])
+        return context.get_dummy_value()
+
+    return types.void(acc, p, i64, i64), codegen

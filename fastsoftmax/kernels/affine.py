@@ -17,11 +17,13 @@ import numpy as np
 from ._jit import CUBE_OUT, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._simd import (
     constant,
+    fence,
     keep_alive,
     lanes,
     load,
     load_first,
     load_transposed,
+    misalignment,
     pointer,
     prefetch,
     shift,
@@ -40,6 +42,7 @@ from ._tile import (
     multiply_add_lanes,
     positive_part,
     store_tile,
+    stream_tile,
     tile,
     tile_rows,
 )  # fmt: skip
@@ -47,18 +50,28 @@ from .softmax import aligned
 
 THIN, FEW = 10, 3
 DEPTH = 1024
-SLAB = 256
-BLOCK = 256  # rows of x that pass through all panels before the next ones do: they stay in the second cache
+SLAB = 512
+BLOCK = 512  # rows of x that pass through all panels before the next ones do: they stay in the second cache
 SPREAD = 32  # vectors from row to row, beyond which panels are copied: each row of a panel is on a page of its own then
 # (b)'s tiles: rows of x by classes, classes by vectors of x
 LANE_ROWS, LANE_COLUMNS = (2, 10) if WIDE else (1, 5)
 OUTER_ROWS, OUTER_VECTORS = (10, 2) if WIDE else (5, 1)
 LANE_DEPTH = 52  # vectors: that much of the transposed weight stays in a first cache of 48 KB, or 32 KB nearly
 AHEAD = 16  # rows
-GROUP = THIN  # vectors for one step of the transposed weight
+STREAM = 1 << 19  # vectors of grad_x, 32 MB: beyond the last-level cache, written past it (60000 x 784: 14 -> 6.3 ms)
 
 
 # ---- (a) ---------------------------------------------------------------------------------------------------------------
+@inline
+def ask_for_tile(out, out_row, rows, columns):
+    """Ask for all lines of a tile of results at once, where they lie far apart: stores wait for them one after the other."""
+    step = lanes(out)
+    if out_row > SPREAD * step:
+        for r in range(rows):
+            for v in range(0, columns + step, step):
+                prefetch(out, r * out_row + v)
+
+
 @inline
 def panel_product(acc, a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun):
     """All rows of one panel of out (+)= a @ b; `acc` is an empty tile, which says the tiles' shape.
@@ -68,8 +81,9 @@ def panel_product(acc, a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, co
     height = tile_rows(acc)
     for i in range(0, n_rows, height):
         rows = min(height, n_rows - i)
-        c = multiply_add(acc, shift(a, i * a_tile), a_row, a_step, rows, b, b_vector, b_step, columns, n)
         to = shift(out, i * out_row)
+        ask_for_tile(to, out_row, rows, columns)
+        c = multiply_add(acc, shift(a, i * a_tile), a_row, a_step, rows, b, b_vector, b_step, columns, n)
         if begun:
             c = add_tile(c, to, out_row, rows, columns)
         store_tile(c, to, out_row, rows, columns)
@@ -82,10 +96,7 @@ def panel_product_ended(acc, a, a_row, n_rows, b, b_vector, b_step, columns, n, 
     for i in range(0, n_rows, height):
         rows = min(height, n_rows - i)
         to = shift(out, i * out_row)
-        if out_row > SPREAD * lanes(a):  # stores wait for their lines one after the other; ask for them all at once
-            for r in range(rows):
-                for v in range(0, columns + lanes(a), lanes(a)):
-                    prefetch(to, r * out_row + v)
+        ask_for_tile(to, out_row, rows, columns)
         c = multiply_add(acc, shift(a, i * a_row), a_row, 1, rows, b, b_vector, b_step, columns, n)
         if begun:
             c = add_tile(c, to, out_row, rows, columns)
@@ -163,20 +174,32 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
     x_, w, b, to = pointer(x, first * n_in), pointer(weight, 0), pointer(bias, 0), pointer(out, first * n_out)
     step = lanes(w)
     if n_out <= THIN and not transposed:
-        scratch = np.empty(((n_in // step + 1) * GROUP + step + 1) * step, out.dtype)
+        row = turned_row(w, n_in)
+        scratch = np.empty(turned_size(w, n_in, n_out), out.dtype)
         turned = aligned(scratch)
-        turn_weight(w, n_in, n_out, turned)
+        turn_weight(w, n_in, n_out, turned, row)
         block = thin_rows(w, n_in)
         for i in range(0, n_rows, block):
             rows, p, q = min(block, n_rows - i), shift(x_, i * n_in), shift(to, i * n_out)
-            thin_product(p, rows, n_in, turned, n_out, biased, b, relu, q)
+            thin_product(p, rows, n_in, turned, row, n_out, biased, b, relu, q, n_rows - i)
+        keep_alive(scratch)
+        return
+    if transposed and n_in <= THIN and not biased and not relu:
+        row = turned_row(w, n_out)
+        scratch = np.empty(turned_size(w, n_out, n_in), out.dtype)
+        turned = aligned(scratch)
+        turn_weight(w, n_out, n_in, turned, row)
+        thin_spread(x_, n_rows, n_in, turned, row, n_out, to, streams(out))
         keep_alive(scratch)
         return
     if transposed and n_rows <= FEW:
         few_rows_transposed(x_, n_rows, n_in, w, n_out, biased, b, relu, to)
         return
     copied = transposed or (n_rows > 4 * ROWS and n_out > SPREAD * step)
-    span = 8 * step if n_rows <= FEW and not copied else VECTORS * step
+    span = VECTORS * step
+    if n_rows <= FEW and not copied:
+        vectors = (n_out + step - 1) // step  # reading weight is all the work: not one load more than must be
+        span = (7 if (vectors + 6) // 7 == (vectors + 7) // 8 else 8) * step
     scratch = np.empty((min(n_in, DEPTH) * VECTORS + step + 1) * step if copied else 0, out.dtype)
     panel = aligned(scratch)
     for i in range(0, n_rows, BLOCK):
@@ -195,7 +218,12 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
                         copy_panel(q, n_out, depth, columns, panel)
                     q, q_vector, q_step = panel, depth * step, step
                 add, rectify, add_to = biased and ended, relu and ended, shift(b, j)
-                if rows <= FEW:
+                if rows <= FEW and columns <= 7 * step:
+                    panel_product_ended(
+                        tile(p, 1, 7), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
+                        add, add_to, rectify,
+                    )  # fmt: skip
+                elif rows <= FEW:
                     panel_product_ended(
                         tile(p, 1, 8), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
                         add, add_to, rectify,
@@ -267,22 +295,35 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
 
 # ---- (b) ---------------------------------------------------------------------------------------------------------------
 @inline
-def turn_weight(weight, n_in, n_out, turned):
-    """weight.T for `multiply_add_lanes`: at (k // lanes * GROUP + c) * lanes the vector of weight[k, c], weight[k + 1, c], ...
-
-    A square is wider than its group: it runs into the next one, which is written after it.
-    """
-    step = lanes(weight)
-    for k in range(0, n_in, step):
-        depth = min(step, n_in - k)
-        for c in range(0, n_out, step):
-            square = shift(turned, k * GROUP + c * step)
-            load_transposed(shift(weight, k * n_out + c), n_out, depth, min(step, n_out - c), square)
+def turned_row(like, n_in):
+    """From row to row of the transposed weight: an odd number of vectors, for the first cache's sake."""
+    step = lanes(like)
+    return ((n_in + step - 1) // step | 1) * step
 
 
 @inline
-def thin_product(x, n_rows, n_in, turned, n_out, biased, bias, relu, out):
-    """out = x @ weight + bias from `turn_weight`'s copy; all are pointers."""
+def turned_size(like, n_in, n_out):
+    """Elements for `turn_weight` to write on, its scratch included."""
+    step = lanes(like)
+    return turned_row(like, n_in) * n_out + (step + 1) * step
+
+
+@inline
+def turn_weight(weight, n_in, n_out, turned, row):
+    """weight.T, its rows `row` elements apart."""
+    step = lanes(weight)
+    square = shift(turned, row * n_out)
+    for k in range(0, n_in, step):
+        for c in range(0, n_out, step):
+            columns = min(step, n_out - c)
+            load_transposed(shift(weight, k * n_out + c), n_out, min(step, n_in - k), columns, square)
+            for j in range(columns):
+                store(turned, (c + j) * row + k, load(square, j * step))
+
+
+@inline
+def thin_product(x, n_rows, n_in, turned, row, n_out, biased, bias, relu, out, n_left):
+    """out = x @ weight + bias from `turn_weight`'s copy; all are pointers. Of x, n_left rows will be read by and by."""
     step = lanes(x)
     for k in range(0, max(n_in, 1), LANE_DEPTH * step):
         depth = min(LANE_DEPTH * step, n_in - k)
@@ -291,10 +332,10 @@ def thin_product(x, n_rows, n_in, turned, n_out, biased, bias, relu, out):
             columns = min(LANE_COLUMNS, n_out - j)
             for i in range(0, n_rows, LANE_ROWS):
                 rows, to = min(LANE_ROWS, n_rows - i), shift(out, i * n_out + j)
-                p, q = shift(x, i * n_in + k), shift(turned, k * GROUP + j * step)
+                p, q = shift(x, i * n_in + k), shift(turned, j * row + k)
                 acc = tile(x, LANE_ROWS, LANE_COLUMNS)
-                ahead = AHEAD * n_in
-                c = across(multiply_add_lanes(acc, p, n_in, rows, q, step, GROUP * step, columns, depth, ahead))
+                ahead = min(AHEAD, n_left - i - rows) * n_in
+                c = across(multiply_add_lanes(acc, p, n_in, rows, q, row, step, columns, depth, ahead))
                 if begun:
                     c = add_tile(c, to, n_out, rows, columns)
                 if biased and ended:
@@ -302,6 +343,34 @@ def thin_product(x, n_rows, n_in, turned, n_out, biased, bias, relu, out):
                 if relu and ended:
                     c = positive_part(c)
                 store_tile(c, to, n_out, rows, columns)
+
+
+@inline
+def thin_spread(grad_out, n_rows, n_out, turned, row, n_in, out, streaming):
+    """out = grad_out @ weight.T from `turn_weight`'s copy, all columns of a few rows before the next ones; all are pointers."""
+    step = lanes(out)
+    head = (step - misalignment(out)) % step if streaming else 0
+    for i in range(0, n_rows, ROWS):
+        rows, g, to = min(ROWS, n_rows - i), shift(grad_out, i * n_out), shift(out, i * n_in)
+        j = 0
+        while j < n_in:
+            columns = min(head if j < head else VECTORS * step, n_in - j)
+            acc = tile(g, ROWS, VECTORS)
+            acc = multiply_add(acc, g, n_out, 1, rows, shift(turned, j), step, row, columns, n_out)
+            if streaming and columns == VECTORS * step:
+                stream_tile(acc, shift(to, j), n_in, rows)
+            else:
+                store_tile(acc, shift(to, j), n_in, rows, columns)
+            j += columns
+    if streaming:
+        fence()
+
+
+@inline
+def streams(out):
+    """Whether to write a matrix past the caches: it is large, and its rows all begin alike within a line."""
+    step = lanes(pointer(out, 0))
+    return out.size >= STREAM * step and out.shape[1] % step == 0
 
 
 @inline
@@ -353,7 +422,7 @@ def thin_grad_weight(grad_out, x, parts, parts_bias, size, first, last):
     for i in range(first, last, block):
         n, begun = min(block, last - i), i > first
         a, b = pointer(grad_out, i * n_out), pointer(x, i * n_in)
-        thin_outer(a, b, n, n_in, n_out, to, begun, shift(b, n * n_in))
+        thin_outer(a, b, n, n_in, n_out, to, begun, shift(b, n * n_in) if i + n < last else b)
         add_rows(a, n, n_out, pointer(ones, 0), to_bias, begun)
     keep_alive(ones)
 

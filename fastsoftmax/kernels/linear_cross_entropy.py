@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import CUBE_OUT, DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, signature
-from ._simd import keep_alive, lanes, pointer, shift
-from ._tile import ROWS, multiply_add, store_tile, tile
-from .affine import GROUP, add_rows, thin_outer, thin_product, thin_rows, turn_weight
+from ._simd import keep_alive, pointer, shift
+from .affine import add_rows, streams, thin_outer, thin_product, thin_rows, thin_spread, turn_weight, turned_row, turned_size
 from .cross_entropy import narrow_gradient
 from .softmax import aligned
 
@@ -32,11 +31,11 @@ def linear_cross_entropy(
     """
     n_in, n_out = weight.shape
     w = pointer(weight, 0)
-    step = lanes(w)
     block = thin_rows(w, n_in)
-    scratch = np.empty(((n_in // step + 1) * GROUP + step + 1) * step, x.dtype)
+    row = turned_row(w, n_in)
+    scratch = np.empty(turned_size(w, n_in, n_out), x.dtype)
     turned = aligned(scratch)
-    turn_weight(w, n_in, n_out, turned)
+    turn_weight(w, n_in, n_out, turned, row)
     logits, ones, nothing = np.empty((block, n_out), x.dtype), np.ones(1, x.dtype), np.empty(0, np.float64)
     g, one = pointer(logits, 0), pointer(ones, 0)
     to, to_bias = pointer(parts, first // size * n_in * n_out), pointer(parts_bias, first // size * n_out)
@@ -45,21 +44,15 @@ def linear_cross_entropy(
         n, begun = min(block, last - i), i > first
         rows = slice(i, i + n)
         a = pointer(x, i * n_in)
-        thin_product(a, n, n_in, turned, n_out, bias.size > 0, pointer(bias, 0), False, g)
+        thin_product(a, n, n_in, turned, row, n_out, bias.size > 0, pointer(bias, 0), False, g, last - i)
         given = pointer(class_weight, 0), class_weight.size > 0, pointer(sample_weight, i), sample_weight.size > 0
         some = losses[rows] if losses.size else losses
         loss += narrow_gradient(logits, targets[rows], given, ignore_index, nothing, factor, some, logits, 0, n)
         if parts.size:
-            thin_outer(g, a, n, n_in, n_out, to, begun, shift(a, n * n_in))
+            thin_outer(g, a, n, n_in, n_out, to, begun, shift(a, n * n_in) if i + n < last else a)
             add_rows(g, n, n_out, one, to_bias, begun)
         if grad_x.size:
-            for k in range(0, n_in, step):
-                for r in range(0, n, ROWS):
-                    height, columns = min(ROWS, n - r), min(step, n_in - k)
-                    acc = tile(w, ROWS, 1)
-                    b = shift(turned, k * GROUP)
-                    acc = multiply_add(acc, shift(g, r * n_out), n_out, 1, height, b, step, step, columns, n_out)
-                    store_tile(acc, pointer(grad_x, (i + r) * n_in + k), n_in, height, columns)
+            thin_spread(g, n, n_out, turned, row, n_in, pointer(grad_x, i * n_in), streams(grad_x))
     keep_alive(scratch)
     keep_alive(logits)
     keep_alive(ones)
