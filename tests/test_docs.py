@@ -78,6 +78,21 @@ def test_docstrings(name):
             run(test)
 
 
+def test_what_the_readme_says_was_tested():
+    """Each row of the table names tests that exist, and its figures stand in their files."""
+    section = README.read_text(encoding="utf-8").split("## What has been tested\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for _, figures, tests in rows:
+        named = re.findall(r"`(test_\w+\.py)::(\w+)`", tests)
+        assert len(named) == tests.count("::") > 0, tests
+        sources = [(Path(__file__).parent / file).read_text(encoding="utf-8") for file, _ in named]
+        for source, (file, name) in zip(sources, named):
+            assert re.search(rf"^def {name}\(", source, flags=re.MULTILINE), f"{file} has no {name}"
+        numbers = set(re.findall(r"\d+", re.sub(r"(?<=\d)_(?=\d)", "", "".join(sources))))
+        assert set(re.findall(r"\d+", figures.replace(",", ""))) <= numbers, figures
+
+
 def test_the_checker_compares_numbers():
     check = Checker().check_output
     assert check("array([ 1.92874985e-22, 0.5])\n", "array([1.92874984e-22, 0.5])\n", OPTIONS)
