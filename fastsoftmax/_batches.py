@@ -43,7 +43,8 @@ class Batches:
             if self._as_it_is and raw.flags.c_contiguous and raw.flags.aligned:
                 return raw
             batch = self._batch[: len(raw)]
-            return np.multiply(raw, self.scale, out=batch, dtype=batch.dtype, casting="unsafe")
+            with np.errstate(all="ignore"):  # what is too large is inf, as from the kernels
+                return np.multiply(raw, self.scale, out=batch, dtype=batch.dtype, casting="unsafe")
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self.x)))
         batch = self._batch[: len(rows)]  # the kernel does not check rows: they are slices of this x, or a permutation

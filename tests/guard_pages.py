@@ -7,6 +7,7 @@ result and piece of scratch that Python allocates for them. Run by test_bounds.p
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -58,10 +59,10 @@ class GuardedNumpy:
         result[...] = 0
         return result
 
-    def empty_like(self, a):
+    def empty_like(self, a, order="K"):
         return self.empty(a.shape, a.dtype)
 
-    def zeros_like(self, a):
+    def zeros_like(self, a, order="K"):
         return self.zeros(a.shape, a.dtype)
 
     def array(self, a, dtype=None, order=None):
@@ -127,6 +128,17 @@ def bits(result):
     return [None if result is None else np.asarray(result).tobytes()]
 
 
+@contextlib.contextmanager
+def in_place_of_numpy(guarded, *modules):
+    for module in modules:
+        module.np = guarded
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.np = np
+
+
 def main(dtype, at_end, sizes, *, streaming=False):
     """Every call against the forbidden pages, and once more without them: it lives, and the results are the same."""
     import fastsoftmax as fs
@@ -144,13 +156,54 @@ def main(dtype, at_end, sizes, *, streaming=False):
             label = f"{function.__name__} {sorted(options)} {dtype} {n} x {k}, at the {'end' if at_end else 'start'}"
             sys.stderr.write(label + "\n")  # the last line names the call that died
             expected = bits(function(*arguments, **options))
-            for module in modules:
-                module.np = guarded
-            try:
+            with in_place_of_numpy(guarded, *modules):
                 result = function(*same_arguments, **same_options)
-            finally:
-                for module in modules:
-                    module.np = np
             assert bits(result) == expected, label
+            count += 1
+    return count
+
+
+def training(dtype, at_end):
+    """Models and optimizers likewise: mini-batches from bytes and floats, hidden layers, every update."""
+    import fastsoftmax as fs
+    from fastsoftmax import _affine, _arrays, _batches, _threads, _training, functional, layers, models, optimizers
+
+    modules = _affine, _arrays, _batches, _threads, _training, functional, layers, models, optimizers
+    guarded, rng = GuardedNumpy(at_end), np.random.default_rng(0)
+    choices = [
+        lambda: fs.SGD(0.1),
+        lambda: fs.SGD(0.1, momentum=0.9),
+        lambda: fs.SGD(0.1, momentum=0.9, nesterov=True),
+        lambda: fs.Adam(),
+    ]
+
+    def fit(x, targets, hidden, optimizer):
+        model = fs.MLP(hidden, optimizer=optimizer(), dtype=dtype, l2=0.01)
+        model.fit(x, targets, epochs=2, batch_size=7)
+        return bits((*model.params, model.predict_proba(x), model.predict(x)))
+
+    def update(params, grads, optimizer):
+        made = optimizer()
+        made.step(params, grads)
+        made.step(params, grads)
+        return bits(tuple(params))
+
+    count = 0
+    for n in (1, 2, 7, 8, 9, 15, 16, 17, 33):
+        for hidden in ((), (1,), (9,), (17, 5)):
+            for data in ("u1", "f2", dtype):
+                x, targets = (100 * rng.random((23, n))).astype(data), rng.integers(0, 3, 23)
+                optimizer = choices[count % len(choices)]
+                sys.stderr.write(f"training {n} {hidden} {data} {dtype} {at_end}\n")
+                expected = fit(x, targets, hidden, optimizer)
+                with in_place_of_numpy(guarded, *modules):
+                    assert fit(guarded.array(x), guarded.array(targets), hidden, optimizer) == expected
+                count += 1
+        for optimizer in choices:
+            arrays = [rng.standard_normal(n).astype(dtype) for _ in range(2)]
+            placed = [guarded.array(a) for a in arrays]
+            expected = update(arrays[:1], arrays[1:], optimizer)
+            with in_place_of_numpy(guarded, *modules):
+                assert update(placed[:1], placed[1:], optimizer) == expected
             count += 1
     return count

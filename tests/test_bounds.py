@@ -68,6 +68,18 @@ def test_no_call_touches_what_lies_beyond_its_arrays():
 
 
 @linux
+def test_training_touches_nothing_beyond_its_arrays():
+    """Mini-batches, hidden layers, the optimizers' updates, predictions."""
+    code = """
+        import guard_pages
+        for dtype in ("float32", "float64"):
+            for at_end in (True, False):
+                print(guard_pages.training(dtype, at_end))
+    """
+    assert run(code).split() == ["144"] * 4
+
+
+@linux
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["", "streaming"])
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -137,13 +138,22 @@ def models():
 def test_what_models_are_given(models, r):
     """predict_proba, of rows of any type and layout, is that of the plain rows."""
     call = fuzz.Call("predict_proba")
-    given_rows, rows = fuzz.dress(r, call, fuzz.numbers(r, call, (r.choice([0, 1, 5, 17]), 7), tame=True))
+    given_rows, rows = fuzz.dress(r, call, fuzz.numbers(r, call, (r.choice([0, 1, 5, 17]), 7)))
     before = [root.tobytes() for root in call.roots]
     for model in models:
         probs = model.predict_proba(given_rows)
-        np.testing.assert_allclose(probs, model.predict_proba(np.array(rows, np.float64)), rtol=1e-3, atol=1e-5)
-        np.testing.assert_array_equal(model.predict(given_rows), probs.argmax(axis=1))
+        assert probs.shape == (len(rows), 4)
+        if not call.extreme and np.abs(rows).max(initial=0) < 1e3:
+            np.testing.assert_allclose(probs, model.predict_proba(rows.astype(np.float64)), rtol=1e-3, atol=1e-5)
+            np.testing.assert_array_equal(model.predict(given_rows), probs.argmax(axis=1))
         for wrong in (np.zeros((3, 8)), np.zeros((3, 7), complex), [["a"] * 7], [[1.0], [1.0, 2.0]], np.ma.zeros((3, 7))):
             with pytest.raises((TypeError, ValueError)):
                 model.predict_proba(wrong)
     assert [root.tobytes() for root in call.roots] == before
+    targets = np.zeros(len(rows), int)
+    spare = fs.MLP((5,)).fit(np.zeros((4, 7)), [0, 1, 2, 3], epochs=1)
+    if call.extreme:
+        with contextlib.suppress(FloatingPointError):  # the loss is no number: said so, and undone
+            spare.partial_fit(given_rows, targets)
+    elif len(rows):
+        spare.partial_fit(given_rows, targets)
