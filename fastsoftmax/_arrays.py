@@ -376,7 +376,7 @@ def data_targets(targets: ArrayLike, n_rows: int, n_classes: int | None) -> tupl
     if a.dtype.kind not in "iu":
         raise TypeError(f"targets must be integer class indices or 2-D probabilities, got dtype {a.dtype}")
     n_classes = int(a.max()) + 1 if n_classes is None else n_classes
-    for row in (int(a.argmin()), int(a.argmax())):
+    for row in (int(np.argmin(a)), int(np.argmax(a))):
         if not 0 <= int(a[row]) < n_classes:
             bad_label(a, row, n_classes, None)
     return a, n_classes
