@@ -12,6 +12,7 @@ import math
 import random
 from dataclasses import dataclass, field
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import reference
@@ -581,15 +582,15 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
     if chunk is None:
         yield
         return
-    before = functional._CHUNK, functional._PARALLEL, functional._STREAM, functional._STREAM_ROW, _affine.CHUNK
-    functional._CHUNK, functional._PARALLEL, _affine.CHUNK = chunk, chunk, chunk
-    if stream:
-        functional._STREAM = functional._STREAM_ROW = 0
-    try:
-        with fastsoftmax.num_threads(threads):
-            yield
-    finally:
-        functional._CHUNK, functional._PARALLEL, functional._STREAM, functional._STREAM_ROW, _affine.CHUNK = before
+    names = {"_CHUNK", "_PARALLEL", "_LEAST", "_MOST"} & set(vars(functional))
+    assert len(names) >= 2, "the sizes of chunks have other names now"
+    sizes = dict.fromkeys(names, chunk) | (dict.fromkeys(["_STREAM", "_STREAM_ROW"], 0) if stream else {})
+    with (
+        mock.patch.multiple(functional, **sizes),
+        mock.patch.object(_affine, "CHUNK", chunk),
+        fastsoftmax.num_threads(threads),
+    ):
+        yield
 
 
 def check(call):
