@@ -420,16 +420,16 @@ def updatable(params: Sequence[Any]) -> list[Array]:
 
 
 def gradients_of(params: Sequence[Array], grads: Sequence[ArrayLike]) -> list[Array]:
-    """The gradients of an optimizer's parameters, flat, in their dtypes."""
+    """The gradients of an optimizer's parameters as kernels take them, in the parameters' dtypes."""
     if len(grads) != len(params):
         raise ValueError(f"grads must be as many as params, {len(params)}, got {len(grads)}")
-    flat = []
+    checked = []
     for i, (param, grad) in enumerate(zip(params, grads)):
         g = array(grad, "grads")
         if g.shape != param.shape:
             raise ValueError(f"grads[{i}] must have the parameter's shape {param.shape}, got {g.shape}")
-        flat.append(contiguous(g, param.dtype).reshape(-1))
-    return flat
+        checked.append(contiguous(g, param.dtype))
+    return checked
 
 
 def same_params(slots: Sequence[Sequence[Array]], params: Sequence[Array]) -> None:

@@ -314,8 +314,8 @@ class Classifier:
             if i < len(buffers) - 1:
                 grad = _affine.affine_grad_x(grad, self._plain(self.layers[i + 1])[0], buffers[i][1][: len(grad)])
             _, _, grad_weight, grad_bias = buffers[i]
-            flat, active = grad.reshape(-1), inputs[i + 1].reshape(-1)  # ReLU's output is positive where its input is
-            KERNELS["relu_backward"][self.dtype](flat, active, flat, 0, flat.size, flat.size > RELEASE_GIL)
+            active = inputs[i + 1]  # ReLU's output is positive where its input is
+            KERNELS["relu_backward"][self.dtype](grad, active, grad, 0, grad.size, grad.size > RELEASE_GIL)
             _affine.affine_grad_weight(grad, inputs[i], grad_weight, grad_bias)
             grads = [grad_weight, grad_bias, *grads]
         return grads

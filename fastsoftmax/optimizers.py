@@ -34,7 +34,7 @@ class Optimizer:
         self.learning_rate = _arrays.number("learning_rate", learning_rate, low=0.0)
         self.n_steps = 0
         self.slots: list[list[Array]] = []
-        self._bound: list[tuple[Array, Array | None, list[Array]]] = []
+        self._bound: list[tuple[Array, bool, list[Array]]] = []  # with whether kernels take it as it lies in memory
 
     def step(self, params: Sequence[Array], grads: Sequence[Array], l2: Sequence[float] | None = None) -> None:
         """Update every array of ``params`` in place.
@@ -54,24 +54,21 @@ class Optimizer:
         """
         if len(params) != len(self._bound) or any(p is not bound[0] for p, bound in zip(params, self._bound)):
             self._bind(params)
-        flat_grads = _arrays.gradients_of(params, grads)
+        grads = _arrays.gradients_of(params, grads)
         self.n_steps += 1
-        for i, (param, flat, slots) in enumerate(self._bound):
-            values = param.flatten() if flat is None else flat
-            self._update(values, flat_grads[i], slots, 0.0 if l2 is None else float(l2[i]))
-            if flat is None:
-                param[...] = values.reshape(param.shape)
+        for i, (param, plain, slots) in enumerate(self._bound):
+            values = param if plain else param.copy(order="C")
+            self._update(values, grads[i], slots, 0.0 if l2 is None else float(l2[i]))
+            if not plain:
+                param[...] = values
 
     def _bind(self, params: Sequence[Array]) -> None:
-        """Check the parameters, once, and keep flat views of them and of their slots."""
+        """Check the parameters, once, and keep them and their slots together."""
         params = _arrays.updatable(params)
         if not self.slots:
             self.slots = [[np.zeros_like(p, order="C") for _ in range(self._n_slots)] for p in params]
         _arrays.same_params(self.slots, params)
-        self._bound = [
-            (p, p.reshape(-1) if p.flags.c_contiguous and p.flags.aligned else None, [s.reshape(-1) for s in slots])
-            for p, slots in zip(params, self.slots)
-        ]
+        self._bound = [(p, p.flags.c_contiguous and p.flags.aligned, slots) for p, slots in zip(params, self.slots)]
 
     def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
         raise NotImplementedError
