@@ -1,9 +1,10 @@
 """How many threads a call may use, and the pool that runs its chunks.
 
-The callers of `run_rows` and `run_chunks` cut their work into chunks whose size does not depend on the number of
-threads, so that results do not either. The calling thread works through the chunks itself, and idle workers of the pool
-help; a worker that wakes too late finds nothing left and is not waited for. No thread is started before the first call
-that wants one; none outlives the interpreter; after a fork the child starts a pool of its own.
+The callers of `run_rows` cut their work into chunks whose size does not depend on the number of threads, so that results do
+not either. The calling thread works through the chunks itself, and idle workers of the pool help; a worker that wakes too
+late finds nothing left and is not waited for. Chunks are shared inside the compiled code (`kernels._board`); Python only
+starts the workers and wakes those that sleep. No thread is started before the first call that wants one; none outlives the
+interpreter; after a fork the child starts a pool of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +19,8 @@ from functools import cache
 from queue import SimpleQueue
 
 import numpy as np
-from numpy.typing import NDArray
+
+from .kernels import BOARD_SIZE, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_ROWS, KERNELS, LOOKING
 
 # ---- how many threads ----------------------------------------------------------------------------------------------
 
@@ -84,12 +85,17 @@ def _checked(n: int) -> int:
 
 
 @cache
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
 def _default() -> int:
     if own := os.environ.get("FASTSOFTMAX_NUM_THREADS"):
         if not own.strip().isdecimal() or int(own) < 1:
             raise ValueError(f"FASTSOFTMAX_NUM_THREADS must be an integer of at least 1, got {own!r}")
         return int(own)
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = _processors()
     openmp = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return min(processors, int(openmp)) if openmp.isdecimal() and int(openmp) else processors
 
@@ -97,162 +103,95 @@ def _default() -> int:
 # ---- chunks --------------------------------------------------------------------------------------------------------
 
 
-def run_chunks(task: Callable[[int], object], n_chunks: int) -> None:
-    """Call ``task(i)`` for every i in ``range(n_chunks)``, in any order, on up to `get_num_threads` threads.
+def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, *, hold: bool = False) -> list[float]:
+    """Run a compiled kernel over chunks of `size` rows on up to `get_num_threads` threads.
 
-    Returns when all are done. If a task raises, no more chunks are begun, those in progress are waited for, and the
-    error is raised here; so with Ctrl-C. Called from within a task, it runs serially.
-    """
-    helpers = min(get_num_threads(), n_chunks) - 1
-    if helpers < 1 or getattr(_this_thread, "is_worker", False) or not _hire(helpers):
-        for i in range(n_chunks):
-            task(i)
-        return
-    call = _Call(task, n_chunks)
-    for _ in range(helpers):
-        _calls.put(call)
-    call.lead()
-
-
-def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, *, serial: bool = False) -> list[float]:
-    """Run a compiled kernel over chunks of `size` rows on up to `get_num_threads` threads, or on this one alone.
-
-    ``call(first, last, job)`` hands its arguments on to the kernel. The threads take chunks from each other inside the
-    compiled code (`kernels._jit`), with the GIL released once: if they came back to Python between two chunks, a busy
-    Python thread would keep each of them for 5 ms every time, and each other for longer than a chunk takes.
-
-    Returns what the kernel, if it returns a float64, returned for each chunk, in the order of the rows.
+    ``call(first, last, job)`` hands its arguments on to the kernel, once: the threads take chunks from each other inside
+    the compiled code, with the GIL released, unless this thread is to `hold` it. Returns what the kernel, if it returns a
+    float64, returned for each chunk, in the order of the rows.
     """
     n_chunks = -(-n_rows // size)
-    job = np.zeros(2 + n_chunks, np.int64)  # the next chunk, their size, the results
-    job[1] = size
-
-    def work(_: int, job: NDArray[np.int64] = job) -> None:  # `job` as a default: it lives as long as this function
-        call(0, n_rows, job.ctypes.data)
-
-    run_chunks(work, 1 if serial else min(get_num_threads(), n_chunks))
-    return job[2:].view(np.float64).tolist()
-
-
-class _Call:
-    """The chunks of one `run_chunks`, and who works on them."""
-
-    __slots__ = ("_done", "_error", "_helping", "_lock", "_open", "_task", "_todo")
-
-    def __init__(self, task: Callable[[int], object], n_chunks: int) -> None:
-        self._task: Callable[[int], object] | None = task
-        self._todo = deque(range(n_chunks))  # popleft and clear are atomic
-        self._lock = threading.Lock()
-        self._open = True
-        self._helping = 0
-        self._done = threading.Lock()  # released by the last helper
-        self._done.acquire()
-        self._error: BaseException | None = None
-
-    def _work(self) -> None:
-        """Do chunks until none is left."""
-        task = self._task
-        assert task is not None  # until `_close`, which waits for those who work
-        try:
-            while True:
-                try:
-                    i = self._todo.popleft()
-                except IndexError:
-                    return
-                task(i)
-        except BaseException:
-            self._todo.clear()
-            raise
-
-    def lead(self) -> None:
-        """The caller's part: work, then wait for the helpers that have begun."""
-        try:
-            self._work()
-        finally:
-            self._close()
-        if self._error is not None:
-            raise self._error
-
-    def _close(self) -> None:
-        with self._lock:
-            self._open = False
-            helping = self._helping
-        if helping:
-            try:
-                self._done.acquire()
-            except BaseException:  # Ctrl-C: the helpers still write into the caller's arrays
-                self._todo.clear()
-                self._done.acquire()
-                raise
-        self._task = None  # the queue may hold this call a little longer, but not the caller's arrays
-
-    def help(self) -> None:
-        """A worker's part."""
-        with self._lock:
-            if not self._open:
-                return
-            self._helping += 1
-        try:
-            self._work()
-        except BaseException as error:
-            self._error = error
-        with self._lock:
-            self._helping -= 1
-            if not self._open and not self._helping:
-                self._done.release()
+    job = np.zeros(JOB + n_chunks, np.int64)
+    job[JOB_ROWS] = size
+    job[JOB_HOLDS] = hold
+    helpers = min(get_num_threads(), n_chunks, _processors()) - 1  # more would keep each other from their processors
+    if helpers > 0 and (pool := _pool_for(helpers)) is not None:
+        job[JOB_BOARD], job[JOB_HELPERS] = pool.address, helpers
+        if not hold:  # or the woken would wait for the GIL
+            pool.wake(helpers)
+    call(0, n_rows, job.ctypes.data)
+    return job[JOB:].view(np.float64).tolist()
 
 
 # ---- the pool ------------------------------------------------------------------------------------------------------
-# A queue and threads that read from it. concurrent.futures would do, but its round trip is up to a third longer and its
-# threads end before the program's own exit functions run.
-
-_this_thread = threading.local()
-_calls: SimpleQueue[_Call | None] = SimpleQueue()
-_workers: list[threading.Thread] = []
-_hiring = threading.Lock()
-_closed = False
+# A worker that has nothing to do looks at the board for some 100 us before it sleeps: to wake it costs 50 us and more.
+_LOOKS = 4000
 
 
-def _hire(n: int) -> bool:
-    """See to it that there are at least `n` workers; False if there cannot be any."""
-    if len(_workers) >= n:
-        return True
-    with _hiring:
-        while len(_workers) < n and not _closed:
-            # Daemons, because the interpreter joins other threads before it runs `_dismiss`.
-            worker = threading.Thread(target=_serve, args=(_calls,), name=f"fastsoftmax-{len(_workers)}", daemon=True)
-            try:
-                worker.start()
-            except RuntimeError:  # the system's limit, or the interpreter is shutting down
-                break
-            _workers.append(worker)
-        return bool(_workers)
+class _Pool:
+    """Threads that sleep until they are woken, then run `kernels.pool.serve`."""
+
+    def __init__(self) -> None:
+        self.board = np.zeros(BOARD_SIZE, np.int64)
+        self.address = self.board.ctypes.data
+        self.workers: list[threading.Thread] = []
+        self.calls: SimpleQueue[bool] = SimpleQueue()
+        self.hiring = threading.Lock()
+        self.closed = False
+
+    def hire(self, n: int) -> bool:
+        """See to it that there are at least `n` workers; False if there cannot be any."""
+        if len(self.workers) >= n:
+            return True
+        serve = KERNELS["serve"][np.dtype(np.float64)]
+        with self.hiring:
+            while len(self.workers) < n and not self.closed:
+                # Daemons, because the interpreter joins other threads before it runs `dismiss`.
+                name = f"fastsoftmax-{len(self.workers)}"
+                worker = threading.Thread(target=self.work, args=(serve,), name=name, daemon=True)
+                try:
+                    worker.start()
+                except RuntimeError:  # the system's limit, or the interpreter is shutting down
+                    break
+                self.workers.append(worker)
+            return bool(self.workers)
+
+    def work(self, serve: Callable[..., object]) -> None:
+        while self.calls.get():
+            serve(self.address, _LOOKS, True)
+
+    def wake(self, helpers: int) -> None:
+        for _ in range(min(helpers - int(self.board[LOOKING]), len(self.workers)) - self.calls.qsize()):
+            self.calls.put(True)
+
+    def dismiss(self) -> None:
+        with self.hiring:
+            self.closed = True
+            workers = self.workers[:]
+            self.workers.clear()
+        for _ in workers:
+            self.calls.put(False)
+        for worker in workers:
+            worker.join()
 
 
-def _serve(calls: SimpleQueue[_Call | None]) -> None:
-    _this_thread.is_worker = True
-    while (call := calls.get()) is not None:
-        call.help()
-        del call  # or it would live until the next one comes
+_pool = _Pool()
+
+
+def _pool_for(helpers: int) -> _Pool | None:
+    pool = _pool
+    return pool if pool.hire(helpers) else None
 
 
 @atexit.register
 def _dismiss() -> None:
-    global _closed
-    with _hiring:
-        _closed = True
-        workers = _workers[:]
-        _workers.clear()
-    for _ in workers:
-        _calls.put(None)
-    for worker in workers:
-        worker.join()
+    _pool.dismiss()
 
 
 def _start_afresh() -> None:
-    """In a forked child: the workers were not copied, and a lock may have been held by a thread that was not either."""
-    global _calls, _workers, _hiring
-    _calls, _workers, _hiring = SimpleQueue(), [], threading.Lock()
+    """In a forked child: the workers were not copied, and what the parent's threads held is held for ever."""
+    global _pool
+    _pool = _Pool()
 
 
 if hasattr(os, "register_at_fork"):

@@ -37,31 +37,33 @@ _INT64 = np.dtype(np.int64)
 _NO_PROBS = {dtype: np.empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 
 _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identity: another 0 only takes the long way
-_STRIP = {dtype: 64 // dtype.itemsize for dtype in _NO_PROBS}  # columns that kernels for columns take together
 
-_CHUNK = 1 << 17  # elements: 30 us; chunks do not depend on the number of threads, so that sums do not
-_PARALLEL = 5 * _CHUNK  # elements: 200 us of serial work, where a second thread begins to pay
+_SMALL = 1 << 16  # elements: 20 us, where a second thread begins to pay if it is awake
+_QUICK = 100_000  # elements: 30 us; less keeps the GIL, since to hand it over and back costs 5 ms beside a busy thread
+_CHUNKS, _LEAST, _MOST = 16, 1 << 14, 1 << 17  # how many, and elements of one: 5 to 40 us
 _STREAM, _STREAM_ROW = 1 << 25, 1 << 12  # bytes of output, of a row: beyond the last-level cache, go past it
 
 
-def _over_rows(shape: tuple[int, ...], call: Callable[..., Any]) -> float:
+def _over_rows(shape: tuple[int, ...], call: Callable[..., Any], least: int = 1) -> float:
     """Run ``call(first, last, job)``, a kernel, over the rows; add what it returns for each chunk, in their order.
 
-    Small work keeps the GIL: to hand it over and back costs 5 ms beside a busy Python thread.
+    A chunk has a multiple of `least` rows, of 16 where rows are narrow and lie across lanes. Its size does not depend on the
+    number of threads, so that sums do not.
     """
     n_rows, n_columns = shape
     work = n_rows * n_columns
-    if work <= _CHUNK:
+    if work <= _SMALL:
         return call(0, n_rows, 0) or 0.0
-    rows = max(16, _CHUNK // n_columns // 16 * 16)
+    least = max(least, 16 if n_columns < 64 else 1)
     total = 0.0
-    for result in run_rows(call, n_rows, rows, serial=work < _PARALLEL):
+    size = max(1, min(max(_LEAST, work // _CHUNKS), _MOST) // n_columns // least) * least
+    for result in run_rows(call, n_rows, size, hold=work < _QUICK):
         total += result
     return total
 
 
-def _streams(rows: Array) -> bool:
-    return rows.nbytes >= _STREAM and rows.strides[0] >= _STREAM_ROW
+def _streams(out: Array, n_classes: int) -> bool:
+    return out.nbytes >= _STREAM and n_classes * out.itemsize >= _STREAM_ROW
 
 
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
@@ -80,40 +82,48 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         (k,) = axes
         inner = math.prod(x.shape[k + 1 :])
         kernel = KERNELS[name + "_columns"][dtype]
-        strips = x.size // (n_classes * inner) * -(-inner // _STRIP[dtype])
-        _over_rows((strips, _STRIP[dtype] * n_classes), lambda *span: kernel(x, result, n_classes, inner, *span))
+        strip = 64 // x.itemsize  # columns that kernels take together
+        strips = x.size // (n_classes * inner) * -(-inner // strip)
+        _over_rows((strips, strip * n_classes), lambda *span: kernel(x, result, n_classes, inner, *span), 16)
         return result
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
     kernel = KERNELS[name][dtype]
-    streaming = _streams(target) and (out is None or not np.may_share_memory(target, rows))
+    streaming = _streams(target, n_classes) and (out is None or not np.may_share_memory(target, rows))
     _over_rows(rows.shape, lambda *span: kernel(rows, target, n_classes, streaming, *span))
     if not direct:
         _arrays.fill(result, _arrays.from_rows(target, x.shape, axes))
     return result
 
 
-def _quickly(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
-    """The result for a small array that kernels take as it lies in memory, None for any other.
+def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
+    """The result for an array that kernels take as it lies in memory, None for any other.
 
     A small batch is all overhead (softmax, 1 x 10: 0.8 us, 7 us without this way in).
     """
-    if type(logits) is not np.ndarray or not 0 < (size := logits.size) <= _CHUNK or not (shape := logits.shape):
+    if type(logits) is not np.ndarray or not (size := logits.size) or not (shape := logits.shape):
         return None
+    before: tuple[Any, ...]
     if axis is _LAST or (axis is _FIRST and size == shape[0]):
-        kernel = KERNELS[name].get(logits.dtype)
-        span = shape[axis], False, 0, size // shape[axis], 0
+        kernel, n_classes = KERNELS[name].get(logits.dtype), shape[axis]
+        before, n_rows, width = (n_classes, False), size // n_classes, n_classes
     elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
-        kernel = KERNELS[name + "_columns"].get(logits.dtype)
-        span = shape[0], inner, 0, -(-inner // _STRIP.get(logits.dtype, 1)), 0
+        kernel, n_classes = KERNELS[name + "_columns"].get(logits.dtype), shape[0]
+        strip = 64 // logits.itemsize
+        before, n_rows, width = (n_classes, inner), -(-inner // strip), strip * n_classes
     else:
         return None
     if kernel is None or not (out is None or _arrays.apart(logits, out)):
         return None
     result = np.empty_like(logits) if out is None else out
     try:
-        kernel(logits, result, *span)
+        if size <= _SMALL:
+            kernel(logits, result, *before, 0, n_rows, 0)
+        else:
+            if axis is _LAST:
+                before = n_classes, _streams(result, n_classes) and result is not logits
+            _over_rows((n_rows, width), lambda *span: kernel(logits, result, *before, *span), 1 if axis is _LAST else 16)
     except TypeError:  # not C-contiguous, not aligned, ...
         return None
     return result
@@ -160,7 +170,7 @@ def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: 
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    result = _quickly("softmax", logits, axis, out)
+    result = _as_it_lies("softmax", logits, axis, out)
     return _along_rows("softmax", logits, axis, out) if result is None else result
 
 
@@ -193,7 +203,7 @@ def log_softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, o
     >>> log_softmax([0.0, -40.0])
     array([-4.24835426e-18, -4.00000000e+01])
     """
-    result = _quickly("log_softmax", logits, axis, out)
+    result = _as_it_lies("log_softmax", logits, axis, out)
     return _along_rows("log_softmax", logits, axis, out) if result is None else result
 
 
@@ -226,7 +236,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     1000.6931471805599
     """
     if (
-        axis is _LAST and not keepdims and type(logits) is np.ndarray and 0 < logits.size <= _CHUNK and logits.ndim
+        axis is _LAST and not keepdims and type(logits) is np.ndarray and 0 < logits.size <= _SMALL and logits.ndim
         and (kernel := KERNELS["logsumexp"].get(logits.dtype))
     ):  # fmt: skip
         lse, n_classes = np.empty(logits.shape[:-1], logits.dtype), logits.shape[-1]
@@ -252,7 +262,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
 def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
     if (
         axis is _LAST and type(grad) is type(result) is np.ndarray and (shape := grad.shape) == result.shape and shape
-        and 0 < grad.size <= _CHUNK and (kernel := KERNELS[name].get(grad.dtype))
+        and 0 < grad.size <= _SMALL and (kernel := KERNELS[name].get(grad.dtype))
         and (out is None or (_arrays.apart(grad, out) and _arrays.apart(result, out)))
     ):  # fmt: skip
         grad_logits, n_classes = np.empty_like(grad) if out is None else out, shape[-1]
@@ -592,7 +602,7 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
     else:
         kernel = KERNELS["cross_entropy_with_grad"][rows.dtype]
         before = (rows, loss.labels)
-        after = (_streams(grad) and not np.may_share_memory(grad, rows),)
+        after = (_streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows),)
     before += (loss.class_weight, loss.sample_weight, loss.ignore_index, by_row, scale, denominator, losses, grad)
     return _over_rows(rows.shape, lambda *span: kernel(*before, *after, *span))
 

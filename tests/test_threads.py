@@ -17,8 +17,8 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax import _threads
-from fastsoftmax._threads import run_chunks, run_rows
-from fastsoftmax.kernels import KERNELS
+from fastsoftmax._threads import run_rows
+from fastsoftmax.kernels import KERNELS, LOOKING
 
 
 def run(code, *, timeout=120, **env):
@@ -95,174 +95,10 @@ def test_bad_environment_is_a_clear_error(value):
 # ---- chunks --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("n_chunks", [0, 1, 2, 7, 1000])
-def test_every_chunk_runs_once(threads, n_chunks):
-    done = []
-    with fs.num_threads(threads):
-        run_chunks(done.append, n_chunks)
-    assert sorted(done) == list(range(n_chunks))
-
-
-def test_chunks_run_on_as_many_threads_as_asked_for():
-    """Four chunks that wait for each other can end only on four threads."""
-    barrier = threading.Barrier(4, timeout=30)
-    names = set()
-
-    def task(i):
-        barrier.wait()
-        names.add(threading.current_thread().name)
-
-    with fs.num_threads(4):
-        run_chunks(task, 4)
-    assert len(names) == 4
-    assert threading.current_thread().name in names
-
-
-def test_one_thread_means_the_callers():
-    threads = set()
-    with fs.num_threads(1):
-        run_chunks(lambda i: threads.add(threading.current_thread()), 8)
-    assert threads == {threading.current_thread()}
-
-
-def _in_a_worker(action):
-    """Run `action` in a worker while the caller does the other of two chunks."""
-    started = threading.Event()
-    result = []
-
-    def task(i):
-        if threading.current_thread() is not caller:
-            try:
-                result.append(action())
-            finally:
-                started.set()
-        else:
-            assert started.wait(30)
-
-    caller = threading.current_thread()
-    with fs.num_threads(2):
-        run_chunks(task, 2)
-    return result
-
-
-def test_call_from_within_a_worker_is_serial():
-    barrier = threading.Barrier(4, timeout=30)
-    with fs.num_threads(4):
-        run_chunks(lambda i: barrier.wait(), 4)  # there are workers to spare
-
-    def nested():
-        threads = set()
-
-        def task(i):
-            threads.add(threading.current_thread())
-            time.sleep(0.01)
-
-        with fs.num_threads(4):
-            run_chunks(task, 20)
-        return threads == {threading.current_thread()}
-
-    assert _in_a_worker(nested) == [True]
-
-
-def test_error_in_a_worker_is_raised_in_the_caller():
-    def fail():
-        raise ZeroDivisionError("in a worker")
-
-    with pytest.raises(ZeroDivisionError, match="in a worker"):
-        _in_a_worker(fail)
-    assert _in_a_worker(lambda: 1) == [1], "the worker lives on"
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
-def test_error_in_the_caller_stops_the_rest_and_waits_for_what_runs(error):
-    helper_started, caller_failed, helper_ended = threading.Event(), threading.Event(), threading.Event()
-    begun = []
-
-    def task(i):
-        begun.append(i)
-        if threading.current_thread() is caller:
-            assert helper_started.wait(30)
-            caller_failed.set()
-            raise error
-        helper_started.set()
-        assert caller_failed.wait(30)
-        for _ in range(1000):  # still at work when the caller has failed
-            sum(range(100))
-        helper_ended.set()
-
-    caller = threading.current_thread()
-    with pytest.raises(error), fs.num_threads(2):
-        run_chunks(task, 1000)
-    assert helper_ended.is_set()
-    assert len(begun) == 2
-
-
-def test_workers_that_are_busy_elsewhere_are_not_waited_for():
-    release, busy = threading.Event(), threading.Barrier(len(_threads._workers) + 2, timeout=30)
-
-    def occupy():
-        def wait(i):
-            busy.wait()
-            assert release.wait(30)
-
-        with fs.num_threads(busy.parties - 1):
-            run_chunks(wait, busy.parties - 1)
-
-    other = threading.Thread(target=occupy)
-    other.start()
-    busy.wait()  # every worker, and the other thread, sits in a chunk
-    done = []
-    with fs.num_threads(2):
-        run_chunks(done.append, 10)
-    assert not release.is_set()
-    assert sorted(done) == list(range(10))
-    release.set()
-    other.join()
-
-
-def test_a_finished_call_keeps_nothing_alive():
-    import gc
-    import weakref
-
-    class Task:
-        def __call__(self, i):
-            pass
-
-    task = Task()
-    gone = weakref.ref(task)
-    with fs.num_threads(3):
-        run_chunks(task, 10)
-    del task
-    gc.collect()
-    # A worker may be about to find that nothing is left; it holds the job, no longer the task.
-    for _ in range(100):
-        if gone() is None:
-            break
-        threading.Event().wait(0.01)
-    assert gone() is None
-
-
-def test_many_threads_share_the_pool():
-    def call(seed):
-        total = [0] * 50
-        with fs.num_threads(3):
-            for _ in range(40):
-                run_chunks(lambda i: total.__setitem__(i, total[i] + 1), 50)
-        return total
-
-    with ThreadPoolExecutor(8) as pool:
-        for total in pool.map(call, range(8)):
-            assert total == [40] * 50
-    assert len(_threads._workers) < 16
-
-
-# ---- rows, chunk by chunk inside the compiled code ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("threads", [1, 2, 8])
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (100, 100), (101, 100), (1000, 1), (999, 7), (5, 100)])
-def test_kernel_runs_over_every_row_once(threads, n, size):
+def test_kernel_runs_over_every_row_once(threads, n, size, monkeypatch):
+    monkeypatch.setattr(_threads, "_processors", lambda: 8)
     kernel = KERNELS["momentum_update"][np.dtype("float64")]
     param, grad, velocity = np.zeros(n), np.arange(n, dtype=float), np.zeros(n)
 
@@ -275,8 +111,8 @@ def test_kernel_runs_over_every_row_once(threads, n, size):
     np.testing.assert_array_equal(param, -grad)
 
 
-@pytest.mark.parametrize("options", [{}, {"serial": True}])
-def test_kernel_results_come_by_chunk(options):
+@pytest.mark.parametrize("hold", [False, True])
+def test_kernel_results_come_by_chunk(hold):
     kernel = KERNELS["cross_entropy"][np.dtype("float64")]
     logits, targets, none = np.random.default_rng(0).standard_normal((103, 20)), np.arange(103) % 20, np.empty(0)
 
@@ -284,9 +120,69 @@ def test_kernel_results_come_by_chunk(options):
         return kernel(logits, targets, none, none, -100, none, first, last, job)
 
     with fs.num_threads(3):
-        results = run_rows(call, 103, 10, **options)
+        results = run_rows(call, 103, 10, hold=hold)
     assert results == [call(i, min(103, i + 10), 0) for i in range(0, 103, 10)]
     assert run_rows(call, 0, 10) == []
+
+
+@pytest.mark.skipif(_threads._processors() < 2, reason="one processor")
+def test_workers_help():
+    """With two threads, time of this process passes that is not this thread's."""
+    x = np.random.default_rng(0).standard_normal((2000, 1000))
+    out, helped, end = np.empty_like(x), 0.0, time.monotonic() + 30
+    with fs.num_threads(2):
+        while helped < 0.01 and time.monotonic() < end:
+            before = time.process_time() - time.thread_time()
+            fs.softmax(x, out=out)
+            helped += time.process_time() - time.thread_time() - before
+    assert helped >= 0.01
+
+
+def test_workers_that_find_nothing_to_do_sleep():
+    x = np.ones((2000, 1000), np.float32)
+    with fs.num_threads(2):
+        fs.softmax(x)
+    for _ in range(500):
+        if _threads._pool.board[LOOKING] == 0:
+            break
+        time.sleep(0.01)
+    assert _threads._pool.board[LOOKING] == 0
+
+
+def test_a_call_beside_another_works_alone():
+    """The board is taken: nobody waits for it."""
+    x = np.random.default_rng(0).standard_normal((2000, 1000))
+    with fs.num_threads(2):
+        expected = fs.softmax(x)
+        _threads._pool.board[0] = 1 << 41
+        try:
+            np.testing.assert_array_equal(fs.softmax(x), expected)
+        finally:
+            _threads._pool.board[0] = 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_kernel_that_fails_raises(threads, tmp_path):
+    code = """
+    import sys
+    import numpy as np
+    import fastsoftmax as fs
+    from fastsoftmax._threads import run_rows
+    from fastsoftmax.kernels import kernel
+    x, lse = np.full((1000, 100), np.nan), np.empty(10)
+    fs.set_num_threads(int(sys.argv[1]))
+    try:
+        run_rows(lambda *rows: kernel("logsumexp", "float64")(x, lse, 100, *rows), 1000, 7)
+    except RuntimeError as error:
+        print(error)
+    print(np.all(fs.softmax(np.zeros((1000, 100))) == 0.01))
+    """
+    environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "FASTSOFTMAX_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(code), str(threads)]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "out of bounds" in out
+    assert out.endswith("True\n")
 
 
 # ---- threads come late and go early --------------------------------------------------------------------------------

@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ._layout import BOARD_SIZE, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_ROWS, LOOKING
 from ._lock import building
+
+__all__ = [
+    "BOARD_SIZE", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_ROWS", "KERNELS", "LOOKING", "MODULES", "Kernel",
+    "build_all", "built", "environment", "kernel",
+]  # fmt: skip
 
 # kernel name -> the module of this folder that defines the function of that name.
 MODULES: dict[str, str] = {
@@ -43,6 +49,7 @@ MODULES: dict[str, str] = {
     "thin_grad_weight": "affine",
     "add_thin_parts": "affine",
     "linear_cross_entropy": "linear_cross_entropy",
+    "serve": "pool",
 }
 
 

@@ -1,0 +1,142 @@
+"""The board on which a call offers its chunks to other threads, and the atomic operations it is made of.
+
+A call with several chunks puts them on the board, works through them itself, and takes them off again; workers that look at
+the board meanwhile (`pool.serve`) join in. All of that happens with the GIL released: a thread that needs the GIL to begin or
+to end waits for whoever holds it, and one that sleeps takes some 50 us to wake, longer than a chunk.
+
+The board is an array of int64. Its state: 0, nothing there; OPEN + the number of workers inside; TAKEN + the same, while the
+call that put something there fills or empties it. Two calls at a time: the second finds it taken and works alone.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ._layout import ARGUMENT, FUNCTION, LIMIT, STATE, TICKET
+
+OPEN, TAKEN = 1 << 40, 1 << 41
+_PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
+
+_int64, _byte = ir.IntType(64), ir.IntType(8)
+_X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def _call(builder: Any, name: str, result: ir.Type) -> None:
+    known = builder.module.globals.get(name)
+    builder.call(known or ir.Function(builder.module, ir.FunctionType(result, []), name=name), [])
+
+
+@intrinsic
+def read(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], _int64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def write(typingctx: Any, address: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _int64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def add(typingctx: Any, address: Any, value: Any) -> Any:
+    """Add to what is there; what was there before."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _int64.as_pointer()), args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def replace(typingctx: Any, address: Any, old: Any, new: Any) -> Any:
+    """Write `new` where `old` is; whether it was."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], _int64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "acq_rel", "acquire"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def pause(typingctx: Any) -> Any:
+    """A moment in a loop that waits."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if _X86:
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def give_way(typingctx: Any) -> Any:
+    """Let another thread have this processor."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if os.name == "posix":
+            _call(builder, "sched_yield", ir.IntType(32))
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def call_at(typingctx: Any, function: Any, argument: Any) -> Any:
+    """function(argument, 1), a C function of an address and of who calls."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_byte.as_pointer(), _int64])
+        argument = builder.inttoptr(args[1], _byte.as_pointer())
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [argument, _int64(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def at(typingctx: Any, board: Any, field: Any) -> Any:
+    """The address of one of the board's values."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.add(args[0], builder.mul(args[1], _int64(8)))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+# ---- compiled into every kernel's entry -------------------------------------------------------------------------------
+def offer(board: int, function: int, argument: int, limit: int) -> bool:
+    """Put function(argument) on the board for up to `limit` workers; whether there was room."""
+    if board == 0 or not replace(at(board, STATE), 0, TAKEN):
+        return False
+    write(at(board, FUNCTION), function)
+    write(at(board, ARGUMENT), argument)
+    write(at(board, LIMIT), limit)
+    add(at(board, TICKET), 1)
+    add(at(board, STATE), OPEN - TAKEN)
+    return True
+
+
+def take_back(board: int) -> None:
+    """Let nobody in any more, and wait for those inside: they are at their last chunk."""
+    add(at(board, STATE), TAKEN - OPEN)
+    looks = 0
+    while read(at(board, STATE)) != TAKEN:
+        pause()
+        looks += 1
+        if looks > _PATIENCE:
+            give_way()
+    write(at(board, STATE), 0)
