@@ -688,9 +688,10 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     array([[21.5]])
     """
     if _plain_layer(x, weight, bias, out) and (
-        out is None or (out.flags.writeable and not _arrays.overlaps(out, x, weight, bias))
+        out is None or (out.flags.writeable and not _arrays.overlaps(out, x, weight, bias))  # type: ignore[arg-type]
     ):
-        return _affine.affine(x, weight, bias, np.empty((x.shape[0], weight.shape[1]), x.dtype) if out is None else out)
+        result = np.empty((x.shape[0], weight.shape[1]), x.dtype) if out is None else out  # type: ignore
+        return _affine.affine(x, weight, bias, result)  # type: ignore[arg-type]
     x, weight, b = _affine_inputs(x, weight, bias)
     dtype = _arrays.common_dtype(x, weight)
     result = _arrays.result_array(out, x.shape[:-1] + weight.shape[1:], dtype)
@@ -782,7 +783,7 @@ def affine_backward(
            [2.]]), array([1.]))
     """
     if _plain_layer(x, weight, None, grad_out):
-        return _affine.affine_backward(grad_out, x, weight, need_grad_x)
+        return _affine.affine_backward(grad_out, x, weight, need_grad_x)  # type: ignore[arg-type]
     x, weight, _ = _affine_inputs(x, weight, None)
     g = _arrays.floats(grad_out, "grad_out")
     _arrays.grad_out_shape(g, x, weight)
