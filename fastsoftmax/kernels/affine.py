@@ -4,7 +4,8 @@ Three ways, chosen by shape alone:
 (a) Tiles of results in registers, lanes along the columns of the result (`_tile`). The second factor is copied, a panel of
     columns at a time, where its rows lie far apart or where it has to be transposed.
 (b) Few columns (at most `THIN`): most of a vector would be empty. x @ weight then has its lanes along n_in, with weight
-    transposed once, and x.T @ grad_out is computed as (grad_out.T @ x).T.
+    transposed once, and x.T @ grad_out is computed as (grad_out.T @ x).T. grad_out @ weight.T, tiles of (a), takes all columns
+    of a few rows before the next ones: large results go to memory in whole lines, past the caches.
 (c) Few rows (at most `FEW`): x @ weight and x @ weight.T read weight once, as it lies.
 Sum order: along the inner index, in blocks of `DEPTH` (for x.T @ grad_out: of rows, see `SLAB` and `thin_rows`) whose sums are
 added in order. (b)'s x @ weight and (c)'s x @ weight.T put index k into lane k % lanes and fold the lanes in a fixed tree.
