@@ -22,6 +22,7 @@ Array = NDArray[Any]
 THIN = 10  # classes: as many as the thin kernels take
 CHUNK = 1 << 24  # multiply-adds: 150 us; two of them are worth a second thread
 QUIET = 1 << 22  # multiply-adds: below, the GIL is kept: handing it over costs up to 5 ms beside a busy Python thread
+COST = 2e-5  # microseconds a multiplication
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
 WIDE = 256  # columns: beyond, the kernel copies panels of weight
 HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
@@ -57,7 +58,7 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
 
 def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN) -> list[Any]:
     n_chunks, size = _chunks(n, work, grain) if work > CHUNK else (1, n)
-    return [call(0, n, work > QUIET)] if n_chunks == 1 else run_rows(call, n, size)
+    return [call(0, n, work > QUIET)] if n_chunks == 1 else run_rows(call, n, size, work * COST)
 
 
 @cache

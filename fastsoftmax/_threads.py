@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from queue import SimpleQueue
 
 import numpy as np
 
-from .kernels import BOARD_SIZE, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_ROWS, KERNELS, LOOKING
+from .kernels import BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_ROWS, KERNELS
 
 # ---- how many threads ----------------------------------------------------------------------------------------------
 
@@ -103,52 +102,52 @@ def _default() -> int:
 # ---- chunks --------------------------------------------------------------------------------------------------------
 
 
-def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, *, hold: bool = False) -> list[float]:
+def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0) -> list[float]:
     """Run a compiled kernel over chunks of `size` rows on up to `get_num_threads` threads.
 
     ``call(first, last, job)`` hands its arguments on to the kernel, once: the threads take chunks from each other inside
-    the compiled code, with the GIL released, unless this thread is to `hold` it. Returns what the kernel, if it returns a
-    float64, returned for each chunk, in the order of the rows.
+    the compiled code. `cost` is about how many microseconds it will take one thread. Returns what the kernel, if it returns
+    a float64, returned for each chunk, in the order of the rows.
     """
     n_chunks = -(-n_rows // size)
     job = np.zeros(JOB + n_chunks, np.int64)
     job[JOB_ROWS] = size
-    job[JOB_HOLDS] = hold
+    job[JOB_HOLDS] = cost < _QUICK
     helpers = min(get_num_threads(), n_chunks, _processors()) - 1  # more would keep each other from their processors
-    if helpers > 0 and (pool := _pool_for(helpers)) is not None:
+    pool = _pool
+    if helpers > 0 and pool.hire(helpers):
         job[JOB_BOARD], job[JOB_HELPERS] = pool.address, helpers
-        if not hold:  # or the woken would wait for the GIL
-            pool.wake(helpers)
+        pool.wake(cost)
     call(0, n_rows, job.ctypes.data)
     return job[JOB:].view(np.float64).tolist()
 
 
 # ---- the pool ------------------------------------------------------------------------------------------------------
-# A worker that has nothing to do looks at the board for some 100 us before it sleeps: to wake it costs 50 us and more.
-_LOOKS = 4000
+# In microseconds. Shorter calls keep the GIL: to hand it over and back costs 5 ms beside a busy Python thread. To wake a
+# sleeping worker costs the caller up to 30: a tenth of the work it is done for.
+_QUICK, _WAKING = 30.0, 300.0
 
 
 class _Pool:
-    """Threads that sleep until they are woken, then run `kernels.pool.serve`."""
+    """Threads that run `kernels.pool.serve`: they sleep in it, and need the GIL only to begin and to end."""
 
     def __init__(self) -> None:
-        self.board = np.zeros(BOARD_SIZE, np.int64)
+        self.board = np.zeros(BOARD + 2 * _processors(), np.int64)
         self.address = self.board.ctypes.data
         self.workers: list[threading.Thread] = []
-        self.calls: SimpleQueue[bool] = SimpleQueue()
         self.hiring = threading.Lock()
-        self.closed = False
+        self.owed = 0.0  # microseconds of work since they were woken last
 
     def hire(self, n: int) -> bool:
         """See to it that there are at least `n` workers; False if there cannot be any."""
         if len(self.workers) >= n:
             return True
-        serve = KERNELS["serve"][np.dtype(np.float64)]
+        serve = KERNELS["serve"][_FLOAT64]
         with self.hiring:
-            while len(self.workers) < n and not self.closed:
+            while len(self.workers) < n and not self.board[CLOSED]:
                 # Daemons, because the interpreter joins other threads before it runs `dismiss`.
-                name = f"fastsoftmax-{len(self.workers)}"
-                worker = threading.Thread(target=self.work, args=(serve,), name=name, daemon=True)
+                k = len(self.workers)
+                worker = threading.Thread(target=serve, args=(self.address, k, 1), name=f"fastsoftmax-{k}", daemon=True)
                 try:
                     worker.start()
                 except RuntimeError:  # the system's limit, or the interpreter is shutting down
@@ -156,31 +155,27 @@ class _Pool:
                 self.workers.append(worker)
             return bool(self.workers)
 
-    def work(self, serve: Callable[..., object]) -> None:
-        while self.calls.get():
-            serve(self.address, _LOOKS, True)
-
-    def wake(self, helpers: int) -> None:
-        for _ in range(min(helpers - int(self.board[LOOKING]), len(self.workers)) - self.calls.qsize()):
-            self.calls.put(True)
+    def wake(self, cost: float) -> None:
+        """Wake those who sleep, for a call of that cost or for the last of many smaller ones."""
+        self.owed += cost
+        if self.owed >= _WAKING:
+            self.owed = 0.0
+            KERNELS["wake"][_FLOAT64](self.address, len(self.workers), 0)
 
     def dismiss(self) -> None:
         with self.hiring:
-            self.closed = True
+            self.board[CLOSED] = 1
             workers = self.workers[:]
-            self.workers.clear()
-        for _ in workers:
-            self.calls.put(False)
-        for worker in workers:
-            worker.join()
+        while workers:
+            self.wake(_WAKING)  # again and again: one may have been about to sleep
+            workers[-1].join(0.001)
+            if not workers[-1].is_alive():
+                workers.pop()
+        self.workers.clear()
 
 
+_FLOAT64 = np.dtype(np.float64)
 _pool = _Pool()
-
-
-def _pool_for(helpers: int) -> _Pool | None:
-    pool = _pool
-    return pool if pool.hire(helpers) else None
 
 
 @atexit.register

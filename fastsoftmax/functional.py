@@ -39,7 +39,7 @@ _NO_PROBS = {dtype: np.empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT
 _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identity: another 0 only takes the long way
 
 _SMALL = 1 << 16  # elements: 20 us, where a second thread begins to pay if it is awake
-_QUICK = 100_000  # elements: 30 us; less keeps the GIL, since to hand it over and back costs 5 ms beside a busy thread
+_COST = 3e-4  # microseconds an element
 _CHUNKS, _LEAST, _MOST = 16, 1 << 14, 1 << 17  # how many, and elements of one: 5 to 40 us
 _STREAM, _STREAM_ROW = 1 << 25, 1 << 12  # bytes of output, of a row: beyond the last-level cache, go past it
 
@@ -57,7 +57,7 @@ def _over_rows(shape: tuple[int, ...], call: Callable[..., Any], least: int = 1)
     least = max(least, 16 if n_columns < 64 else 1)
     total = 0.0
     size = max(1, min(max(_LEAST, work // _CHUNKS), _MOST) // n_columns // least) * least
-    for result in run_rows(call, n_rows, size, hold=work < _QUICK):
+    for result in run_rows(call, n_rows, size, work * _COST):
         total += result
     return total
 

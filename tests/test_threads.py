@@ -18,7 +18,7 @@ import pytest
 import fastsoftmax as fs
 from fastsoftmax import _threads
 from fastsoftmax._threads import run_rows
-from fastsoftmax.kernels import KERNELS, LOOKING
+from fastsoftmax.kernels import BOARD, KERNELS
 
 
 def run(code, *, timeout=120, **env):
@@ -120,7 +120,7 @@ def test_kernel_results_come_by_chunk(hold):
         return kernel(logits, targets, none, none, -100, none, first, last, job)
 
     with fs.num_threads(3):
-        results = run_rows(call, 103, 10, hold=hold)
+        results = run_rows(call, 103, 10, 1.0 if hold else 1000.0)
     assert results == [call(i, min(103, i + 10), 0) for i in range(0, 103, 10)]
     assert run_rows(call, 0, 10) == []
 
@@ -142,11 +142,14 @@ def test_workers_that_find_nothing_to_do_sleep():
     x = np.ones((2000, 1000), np.float32)
     with fs.num_threads(2):
         fs.softmax(x)
+    pool = _threads._pool
+    asleep = [BOARD + 2 * k for k in range(len(pool.workers))]
+    assert asleep
     for _ in range(500):
-        if _threads._pool.board[LOOKING] == 0:
+        if pool.board[asleep].all():
             break
         time.sleep(0.01)
-    assert _threads._pool.board[LOOKING] == 0
+    assert pool.board[asleep].all()
 
 
 def test_a_call_beside_another_works_alone():

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ._layout import BOARD_SIZE, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_ROWS, LOOKING
+from ._layout import BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_ROWS
 from ._lock import building
 
 __all__ = [
-    "BOARD_SIZE", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_ROWS", "KERNELS", "LOOKING", "MODULES", "Kernel",
+    "BOARD", "CLOSED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_ROWS", "KERNELS", "MODULES", "Kernel",
     "build_all", "built", "environment", "kernel",
 ]  # fmt: skip
 
@@ -50,6 +50,7 @@ MODULES: dict[str, str] = {
     "add_thin_parts": "affine",
     "linear_cross_entropy": "linear_cross_entropy",
     "serve": "pool",
+    "wake": "pool",
 }
 
 

@@ -4,6 +4,9 @@ A call with several chunks puts them on the board, works through them itself, an
 the board meanwhile (`pool.serve`) join in. All of that happens with the GIL released: a thread that needs the GIL to begin or
 to end waits for whoever holds it, and one that sleeps takes some 50 us to wake, longer than a chunk.
 
+A worker that has nothing to do looks at the board for some 400 us before it sleeps. It sleeps on a lock of Python's that needs
+no GIL: one that slept in Python would wake to find the GIL taken again, call after call.
+
 The board is an array of int64. Its state: 0, nothing there; OPEN + the number of workers inside; TAKEN + the same, while the
 call that put something there fills or empties it. Two calls at a time: the second finds it taken and works alone.
 """
@@ -16,6 +19,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._layout import ARGUMENT, FUNCTION, LIMIT, STATE, TICKET
@@ -27,9 +31,9 @@ _int64, _byte = ir.IntType(64), ir.IntType(8)
 _X86 = platform.machine() in ("x86_64", "AMD64")
 
 
-def _call(builder: Any, name: str, result: ir.Type) -> None:
-    known = builder.module.globals.get(name)
-    builder.call(known or ir.Function(builder.module, ir.FunctionType(result, []), name=name), [])
+def _call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
 @intrinsic
@@ -105,6 +109,37 @@ def call_at(typingctx: Any, function: Any, argument: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+_lock = _byte.as_pointer()
+
+
+@intrinsic
+def new_lock(typingctx: Any) -> Any:
+    """The address of a lock, held."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lock = _call(builder, "PyThread_allocate_lock", _lock)
+        _call(builder, "PyThread_acquire_lock", ir.IntType(32), lock, ir.Constant(ir.IntType(32), 1))
+        return builder.ptrtoint(lock, _int64)
+
+    return types.int64(), codegen
+
+
+def _on_a_lock(name: str, *more: ir.Constant) -> Any:
+    def of(typingctx: Any, lock: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            _call(builder, name, ir.IntType(32), builder.inttoptr(args[0], _lock), *more)
+            return context.get_dummy_value()
+
+        return types.void(types.int64), codegen
+
+    return intrinsic(of)
+
+
+wait_for = _on_a_lock("PyThread_acquire_lock", ir.Constant(ir.IntType(32), 1))
+release = _on_a_lock("PyThread_release_lock")
+drop_lock = _on_a_lock("PyThread_free_lock")
 
 
 @intrinsic

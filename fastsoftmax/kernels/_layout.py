@@ -6,7 +6,7 @@
 JOB = 7
 JOB_TAKEN, JOB_FROM_END, JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_FAILED = range(JOB)
 
-# The board, see `_board`: its state, a function and its argument, how many workers may come in, a number for each job, how
-# many workers are looking.
-BOARD_SIZE = 8
-STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, LOOKING = range(6)
+# The board, see `_board`: its state, a function and its argument, how many workers may come in, a number for each job,
+# whether workers are to end; then for each worker whether it sleeps, and the lock that it sleeps on.
+BOARD = 6
+STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, CLOSED = range(BOARD)

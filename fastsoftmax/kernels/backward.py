@@ -30,6 +30,7 @@ from ._simd import (
     load_first,
     load_wide_first,
     pointer,
+    prefetch_to_write,
     select,
     shift,
     splat,
@@ -62,6 +63,12 @@ def dot_add(acc, g, p):
 
 
 @by_type
+def both(acc, more):
+    """Two such sums as one, for `total`."""
+    return lambda acc, more: (acc[0] + more[0], acc[1] + more[1])
+
+
+@by_type
 def dot_lanes(like, acc):
     """Each lane's sum as a pair of `like`'s type."""
     if like.dtype is V32.dtype:
@@ -78,12 +85,18 @@ def softmax_backward(grad_probs, probs, grad_logits, n, first, last):
     step, zero = lanes(pointer(probs, 0)), constant(pointer(probs, 0), 0.0, 0.0)
     for i in range(first, last):
         g, p, out = pointer(grad_probs, i * n), pointer(probs, i * n), pointer(grad_logits, i * n)
-        acc = (splat(0.0), splat(0.0))
+        acc, more = (splat(0.0), splat(0.0)), (splat(0.0), splat(0.0))
         j = 0
-        while j + step <= n:
+        while j + 2 * step <= n:  # two sums: one waits for itself
+            prefetch_to_write(out, j + n)
+            prefetch_to_write(out, j + step + n)
             acc = dot_add(acc, load(g, j), load(p, j))
+            more = dot_add(more, load(g, j + step), load(p, j + step))
+            j += 2 * step
+        while j < n:
+            acc = dot_add(acc, load_first(g, j, n - j, zero), load_first(p, j, n - j, zero))
             j += step
-        acc = dot_add(acc, load_first(g, j, n - j, zero), load_first(p, j, n - j, zero))
+        acc = both(acc, more)
         s = total(acc[0] + acc[1])
         hi, lo = split(zero, splat(s), splat(0.0))
         hi, lo = splat(hi), splat(lo)
