@@ -10,6 +10,7 @@ interpreter; after a fork the child starts a pool of its own.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -118,8 +119,13 @@ def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, co
     if helpers > 0 and pool.hire(helpers):
         job[JOB_BOARD], job[JOB_HELPERS] = pool.address, helpers
         pool.wake(cost)
-    call(0, n_rows, job.ctypes.data)
+    call(0, n_rows, _address(job))
     return job[JOB:].view(np.float64).tolist()
+
+
+def _address(array: np.ndarray) -> int:
+    """Of a writable array's data, in a quarter of the time that `array.ctypes.data` takes."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array))
 
 
 # ---- the pool ------------------------------------------------------------------------------------------------------
@@ -133,7 +139,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.board = np.zeros(BOARD + 2 * _processors(), np.int64)
-        self.address = self.board.ctypes.data
+        self.address = _address(self.board)
         self.workers: list[threading.Thread] = []
         self.hiring = threading.Lock()
         self.owed = 0.0  # microseconds of work since they were woken last

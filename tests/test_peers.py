@@ -145,20 +145,20 @@ class Clock:
 def test_implementations_take_turns(monkeypatch):
     clock = Clock(monkeypatch)
     times = timing.in_turn({"a": clock.call("a", 0.1), "b": clock.call("b", 0.3)}, seconds=0, least_rounds=4)
-    assert "".join(clock.log) == "ab" * 4
+    assert "".join(clock.log) == "ab" * 5  # the first calls may compile
     assert times == pytest.approx({"a": 0.1, "b": 0.3})
 
 
 def test_a_round_that_takes_seconds_is_made_twice(monkeypatch):
     clock = Clock(monkeypatch)
     timing.in_turn({"a": clock.call("a", 1.0), "b": clock.call("b", 3.0)}, seconds=0, least_rounds=5)
-    assert "".join(clock.log) == "ab" * 2
+    assert "".join(clock.log) == "ab" * 3
 
 
 def test_rounds_go_on_until_the_time_is_spent(monkeypatch):
     clock = Clock(monkeypatch)
     timing.in_turn({"a": clock.call("a", 1.0)}, seconds=10, least_rounds=1)
-    assert len(clock.log) == 11
+    assert len(clock.log) == 12
 
 
 def test_the_median_is_reported(monkeypatch):
@@ -170,7 +170,7 @@ def test_short_calls_are_repeated_within_a_sample(monkeypatch):
     clock = Clock(monkeypatch)
     times = timing.in_turn({"a": clock.call("a", 1e-4)}, seconds=0, least_rounds=1)
     assert times["a"] == pytest.approx(1e-4)
-    assert len(clock.log) == 2 + 1 + 10  # to see how long it takes, one that does not count, a sample of 1 ms
+    assert len(clock.log) == 2 + 10 + 10  # to see how long it takes, a sample of 1 ms that does not count, one that does
 
 
 def test_a_peer_is_shown_at_its_best(monkeypatch):

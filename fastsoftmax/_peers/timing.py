@@ -15,12 +15,12 @@ from typing import Any
 SAMPLE_SECONDS = 1e-3
 """Short calls are repeated within a sample until it lasts this long, so that the clock's own cost does not count."""
 
-SETTLE_SECONDS = 2e-3
-"""Worker threads of OpenMP and BLAS go on spinning for a while after their work and would take a core from the next
-in turn: it waits, and makes one call that does not count, so that its own workers are awake and its arrays in
-cache."""
+SETTLE_SECONDS = 30e-3
+"""Worker threads of OpenMP and BLAS go on spinning for a while after their work (OpenBLAS for 2**26 cycles, 26 ms) and would
+take a core from the next in turn: it waits, and makes calls that do not count for as long as a sample lasts, so that its own
+workers are awake and its arrays in cache. Pinned to one core nobody has workers, and nobody waits."""
 
-LONG_SECONDS = 20e-3
+LONG_SECONDS = 50e-3
 """Calls longer than this neither wait nor warm up: it would change nothing but the time spent."""
 
 FIRST_SECONDS = 10.0
@@ -58,15 +58,17 @@ def in_turn(calls: dict[str, Callable[[], Any]], seconds: float = 0.5, least_rou
     samples = {name: [time] if time >= LONG_SECONDS else [] for name, time in single.items()}
     if sum(single.values()) > ROUND_SECONDS:
         least_rounds = min(least_rounds, 2)
+    settle = 0.0 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1 else SETTLE_SECONDS
     end, rounds = perf_counter() + seconds, 0
     while rounds < least_rounds or perf_counter() < end:
         for name, call in calls.items():
+            repeats = max(1, round(SAMPLE_SECONDS / max(single[name], 1e-7)))
             if single[name] < LONG_SECONDS:
-                sleep(SETTLE_SECONDS)
-                call()
+                sleep(settle)
+                _timed(call, repeats)
             elif rounds == 0:  # its first call was its first sample
                 continue
-            samples[name].append(_timed(call, max(1, round(SAMPLE_SECONDS / max(single[name], 1e-7)))))
+            samples[name].append(_timed(call, repeats))
         rounds += 1
     return {name: statistics.median(values) for name, values in samples.items()}
 
