@@ -262,10 +262,10 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
 def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
     if (
         axis is _LAST and type(grad) is type(result) is np.ndarray and (shape := grad.shape) == result.shape and shape
-        and (size := grad.size) and (kernel := KERNELS[name].get(grad.dtype))
+        and (size := grad.size) and grad.dtype in KERNELS[name]
         and (out is None or (_arrays.apart(grad, out) and _arrays.apart(result, out)))
     ):  # fmt: skip
-        grad_logits, n_classes = np.empty_like(grad) if out is None else out, shape[-1]
+        grad_logits, n_classes, kernel = np.empty_like(grad) if out is None else out, shape[-1], KERNELS[name][grad.dtype]
         with contextlib.suppress(TypeError):  # of two dtypes, not C-contiguous, not aligned, ...
             shape = size // n_classes, n_classes
             _over_rows(shape, lambda *span: kernel(grad, result, grad_logits, n_classes, *span))
