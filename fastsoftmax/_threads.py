@@ -115,8 +115,8 @@ def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, co
     job = np.zeros(JOB + n_chunks, np.int64)
     job[JOB_ROWS] = size
     job[JOB_HOLDS] = cost < _QUICK
-    helpers = min(get_num_threads(), n_chunks, _processors()) - 1  # more would keep each other from their processors
     pool = _pool
+    helpers = min(get_num_threads() - 1, n_chunks - 1, pool.most)
     if helpers > 0 and pool.hire(helpers):
         job[JOB_BOARD], job[JOB_HELPERS] = pool.address, helpers
         pool.wake(cost)
@@ -139,14 +139,15 @@ class _Pool:
     """Threads that run `kernels.pool.serve`: they sleep in it, and need the GIL only to begin and to end."""
 
     def __init__(self) -> None:
-        self.board = np.zeros(BOARD + 2 * _processors(), np.int64)
+        self.most = _processors() - 1  # with the caller one for each: more would keep each other from their processors
+        self.board = np.zeros(BOARD + 2 * self.most, np.int64)
         self.address = _address(self.board)
         self.workers: list[threading.Thread] = []
         self.hiring = threading.Lock()
         self.owed = 0.0  # microseconds of work since they were woken last
 
     def hire(self, n: int) -> bool:
-        """See to it that there are at least `n` workers; False if there cannot be any."""
+        """See to it that there are at least `n` workers, of at most `most`; False if there cannot be any."""
         if len(self.workers) >= n:
             return True
         serve = KERNELS["serve"][_FLOAT64]

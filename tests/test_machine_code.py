@@ -42,6 +42,8 @@ OTHERS = {
     "relu_backward": "selects",
     "gather": "copies",
     "gather_bytes": "copies and converts",
+    "serve": "runs other kernels",
+    "wake": "wakes who runs them",
 }
 # Loops in scalars that are meant to be, for they do not run over the elements of every row.
 SCALAR_LOOPS = {

@@ -95,10 +95,19 @@ def test_bad_environment_is_a_clear_error(value):
 # ---- chunks --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.fixture
+def pool_of_eight(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(_threads, "_processors", lambda: 8)
+        pool = _threads._Pool()
+    monkeypatch.setattr(_threads, "_pool", pool)
+    yield pool
+    pool.dismiss()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8, 20])
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (100, 100), (101, 100), (1000, 1), (999, 7), (5, 100)])
-def test_kernel_runs_over_every_row_once(threads, n, size, monkeypatch):
-    monkeypatch.setattr(_threads, "_processors", lambda: 8)
+def test_kernel_runs_over_every_row_once(threads, n, size, pool_of_eight):
     kernel = KERNELS["momentum_update"][np.dtype("float64")]
     param, grad, velocity = np.zeros(n), np.arange(n, dtype=float), np.zeros(n)
 
@@ -109,6 +118,7 @@ def test_kernel_runs_over_every_row_once(threads, n, size, monkeypatch):
         run_rows(call, n, size)
     np.testing.assert_array_equal(velocity, grad)
     np.testing.assert_array_equal(param, -grad)
+    assert len(pool_of_eight.workers) == min(threads - 1, -(-n // size) - 1, 7)
 
 
 @pytest.mark.parametrize("hold", [False, True])
