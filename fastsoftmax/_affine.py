@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._threads import run_rows
+from ._threads import run_rows, sum_rows
 from .kernels import KERNELS
 
 Array = NDArray[Any]
@@ -56,9 +56,9 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
     return max(1, -(-n // size)), size
 
 
-def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN) -> list[Any]:
+def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN, run: Any = run_rows) -> Any:
     n_chunks, size = _chunks(n, work, grain) if work > CHUNK else (1, n)
-    return [call(0, n, work > QUIET)] if n_chunks == 1 else run_rows(call, n, size, work * COST)
+    return call(0, n, work > QUIET) if n_chunks == 1 else run(call, n, size, work * COST)
 
 
 @cache
@@ -147,14 +147,12 @@ def thin_head(
     else:
         parts, parts_bias, size = _parts(len(x), grad_weight)
     work = x.size * weight.shape[1] * (1 if grad_weight is None else 2)
-    total = sum(
-        _run(
-            lambda *rows: kernel(
-                x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
-                parts, parts_bias, size, *rows,
-            ),
-            len(x), x.size * weight.shape[1],
-        )
+    total: float = _run(
+        lambda *rows: kernel(
+            x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
+            parts, parts_bias, size, *rows,
+        ),
+        len(x), x.size * weight.shape[1], run=sum_rows,
     )  # fmt: skip
     if grad_weight is not None and grad_bias is not None:
         KERNELS["add_thin_parts"][dtype](parts, parts_bias, grad_weight, grad_bias, work > QUIET)

@@ -16,12 +16,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
-from .kernels import BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_ROWS, KERNELS
+from .kernels import BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS, JOB_ROWS, KERNELS
 
 # ---- how many threads ----------------------------------------------------------------------------------------------
 
@@ -104,24 +104,42 @@ def _default() -> int:
 # ---- chunks --------------------------------------------------------------------------------------------------------
 
 
-def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0) -> list[float]:
+def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0, results: int = 0) -> None:
     """Run a compiled kernel over chunks of `size` rows on up to `get_num_threads` threads.
 
     ``call(first, last, job)`` hands its arguments on to the kernel, once: the threads take chunks from each other inside
-    the compiled code. `cost` is about how many microseconds it will take one thread. Returns what the kernel, if it returns
-    a float64, returned for each chunk, in the order of the rows.
+    the compiled code. `cost` is about how many microseconds it will take one thread. `results` is the address of a place
+    for what the kernel, if it returns a number, returns for each chunk.
     """
-    n_chunks = -(-n_rows // size)
-    job = np.zeros(JOB + n_chunks, np.int64)
-    job[JOB_ROWS] = size
-    job[JOB_HOLDS] = cost < _QUICK
     pool = _pool
-    helpers = min(get_num_threads() - 1, n_chunks - 1, pool.most)
+    helpers = min(get_num_threads() - 1, -(-n_rows // size) - 1, pool.most)
     if helpers > 0 and pool.hire(helpers):
-        job[JOB_BOARD], job[JOB_HELPERS] = pool.address, helpers
         pool.wake(cost)
-    call(0, n_rows, _address(job))
-    return job[JOB:].view(np.float64).tolist()
+    else:
+        helpers = 0
+    _, job = (_new_job if results else _job)(size, pool.address if helpers else 0, helpers, cost < _QUICK, results)
+    call(0, n_rows, job)
+
+
+def sum_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0) -> float:
+    """The same for a kernel that returns a float64; add what it returns for each chunk, in the order of the rows."""
+    results = np.empty(1 + n_rows // size)
+    run_rows(call, n_rows, size, cost, _address(results))
+    total = 0.0
+    for result in results[: -(-n_rows // size)].tolist():  # `sum` carries rounding errors on from Python 3.12 on
+        total += result
+    return total
+
+
+def _new_job(rows: int, board: int, helpers: int, holds: bool, results: int) -> tuple[Any, int]:
+    """The array, to be kept while compiled code reads it, and its address."""
+    job = np.empty(JOB, np.int64)
+    fields = {JOB_ROWS: rows, JOB_BOARD: board, JOB_HELPERS: helpers, JOB_HOLDS: holds, JOB_RESULTS: results}
+    job[list(fields)] = list(fields.values())
+    return job, _address(job)
+
+
+_job = lru_cache(maxsize=256)(_new_job)  # a new one takes 1.5 us
 
 
 def _address(array: Any) -> int:

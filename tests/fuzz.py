@@ -582,8 +582,8 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
     if chunk is None:
         yield
         return
-    names = {"_CHUNK", "_PARALLEL", "_LEAST", "_MOST"} & set(vars(functional))
-    assert len(names) >= 2, "the sizes of chunks have other names now"
+    names = {"_SMALL", "_SMALL_EXP", "_LEAST", "_MOST"} & set(vars(functional))
+    assert len(names) == 4, "the sizes of chunks have other names now"
     sizes = dict.fromkeys(names, chunk) | (dict.fromkeys(["_STREAM", "_STREAM_ROW"], 0) if stream else {})
     with (
         mock.patch.multiple(functional, **sizes),

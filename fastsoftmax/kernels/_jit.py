@@ -19,7 +19,7 @@ from numba.np.numpy_support import from_dtype
 from ._board import offer, take_back
 from ._borrow import Borrowed, as_array
 from ._cache import DiskCache
-from ._layout import JOB, JOB_BOARD, JOB_FAILED, JOB_FROM_END, JOB_HELPERS, JOB_HOLDS, JOB_ROWS, JOB_TAKEN
+from ._layout import JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS, JOB_ROWS
 
 # error_model "numpy": a division by zero gives inf or NaN, as in NumPy, and leaves no branch in the loop.
 # fastmath stays off: it folds away the rounding tricks of the exponential and drops NaN; where a sum may be
@@ -101,11 +101,13 @@ def signature(*kinds: Kind, returns: Kind | tuple[Kind, ...] | None = None) -> C
 #                so do the workers that find it on the board (`_board`).
 _int64 = ir.IntType(64)
 _NOTHING_LEFT = _int64(1 << 40)
+_TALLY = 3  # of a call: how many chunks are taken, how many of them from the end, whether one failed
+_TAKEN, _FROM_END, _FAILED = range(_TALLY)
 _FAILURE = "a kernel ran out of memory, or out of bounds where NUMBA_BOUNDSCHECK=1"
 
 
 def _share(context: Any, module: ir.Module, compiled: Any, sig: Signature, frame: ir.LiteralStructType) -> ir.Function:
-    """A C function of a frame, which holds the kernel's arguments and its job, and of who calls: work until nothing is left.
+    """A C function of a frame (the kernel's arguments, its job, the call's tally) and of who calls: work until nothing is left.
 
     The caller (0) takes chunks from the front, workers (1) from the end: call after call over the same arrays a core finds
     the same rows in its cache (1024 x 1000, float32, two threads: 247 us if all take from the front, 165 so).
@@ -115,17 +117,17 @@ def _share(context: Any, module: ir.Module, compiled: Any, sig: Signature, frame
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     values = builder.load(builder.bitcast(function.args[0], frame.as_pointer()))
-    *before, first, last, job = (builder.extract_value(values, k) for k in range(len(frame.elements)))
-    field, one = partial(_field, builder, job), _int64(1)
+    *before, first, last, job, tally = (builder.extract_value(values, k) for k in range(len(frame.elements)))
+    of_job, of_tally, one = partial(_field, builder, job), partial(_field, builder, tally), _int64(1)
     helps = builder.icmp_signed("!=", function.args[1], _int64(0))
-    rows = builder.load(field(JOB_ROWS))
+    rows = builder.load(of_job(JOB_ROWS))
     n_chunks = builder.sdiv(builder.add(builder.sub(last, first), builder.sub(rows, one)), rows)
     from_front = cgutils.alloca_once_value(builder, _int64(0))
-    counter = builder.select(helps, field(JOB_FROM_END), from_front)
+    counter = builder.select(helps, of_tally(_FROM_END), from_front)
     head, body, end = (function.append_basic_block(name) for name in ("next", "run", "end"))
     builder.branch(head)
     builder.position_at_end(head)
-    taken = builder.atomic_rmw("add", field(JOB_TAKEN), one, "monotonic")
+    taken = builder.atomic_rmw("add", of_tally(_TAKEN), one, "monotonic")
     builder.cbranch(builder.icmp_signed(">=", taken, n_chunks), end, body)
     builder.position_at_end(body)
     k = builder.atomic_rmw("add", counter, one, "monotonic")
@@ -135,11 +137,11 @@ def _share(context: Any, module: ir.Module, compiled: Any, sig: Signature, frame
     stop = builder.select(builder.icmp_signed("<", stop, last), stop, last)
     status, value = context.call_internal_no_propagate(builder, compiled.fndesc, sig, [*before, begin, stop])
     with cgutils.if_unlikely(builder, status.is_error):  # kernels do not raise, but numba may inside them
-        builder.store(one, field(JOB_FAILED))
-        builder.store(_NOTHING_LEFT, field(JOB_TAKEN))
+        builder.store(one, of_tally(_FAILED))
+        builder.store(_NOTHING_LEFT, of_tally(_TAKEN))
     if sig.return_type != types.void:
-        place = builder.gep(field(JOB), [chunk])
-        builder.store(value, builder.bitcast(place, value.type.as_pointer()))
+        place = builder.inttoptr(builder.load(of_job(JOB_RESULTS)), value.type.as_pointer())
+        builder.store(value, builder.gep(place, [chunk]))
     builder.branch(head)
     builder.position_at_end(end)
     builder.ret_void()
@@ -190,14 +192,18 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
             # Without a job there is one of one chunk.
             rows, keep = builder.sub(values[-1], values[-2]), builder.zext(builder.not_(released), _int64)
             rows = builder.select(builder.icmp_signed(">", rows, one), rows, one)
-            own = cgutils.alloca_once(builder, ir.ArrayType(_int64, JOB + 1))
-            fields = dict.fromkeys(range(JOB), _int64(0)) | {JOB_ROWS: rows, JOB_HOLDS: keep}
+            result = cgutils.alloca_once(builder, _int64)
+            fields = dict.fromkeys(range(JOB), _int64(0))
+            fields |= {JOB_ROWS: rows, JOB_HOLDS: keep, JOB_RESULTS: builder.ptrtoint(result, _int64)}
+            own, tally = cgutils.alloca_once(builder, _int64, size=JOB), cgutils.alloca_once(builder, _int64, size=_TALLY)
             for k, value in fields.items():
-                builder.store(value, cgutils.gep_inbounds(builder, own, 0, k))
+                builder.store(value, builder.gep(own, [_int64(k)]))
+            for k in range(_TALLY):
+                builder.store(_int64(0), builder.gep(tally, [_int64(k)]))
             job = builder.select(builder.icmp_signed(">", job, one), job, builder.ptrtoint(own, _int64))
             field = partial(_field, builder, job)
             released = builder.icmp_signed("==", builder.load(field(JOB_HOLDS)), _int64(0))
-            frame = cgutils.pack_struct(builder, [*values, job])
+            frame = cgutils.pack_struct(builder, [*values, job, builder.ptrtoint(tally, _int64)])
             address = cgutils.alloca_once(builder, frame.type)
             builder.store(frame, address)
             share = _share(context, builder.module, compiled, sig, frame.type)
@@ -211,12 +217,13 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
             with builder.if_then(offered):
                 context.compile_internal(builder, take_back, types.void(types.int64), [board])
             hold()
-            with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, builder.load(field(JOB_FAILED)))):
+            failed = builder.load(builder.gep(tally, [_int64(_FAILED)]))
+            with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, failed)):
                 context.call_conv.return_user_exc(builder, RuntimeError, (_FAILURE,))
             if sig.return_type == types.void:
                 return context.get_dummy_value()
             kind = context.get_value_type(sig.return_type).as_pointer()
-            return builder.load(builder.bitcast(field(JOB), kind))
+            return builder.load(builder.bitcast(result, kind))
 
         return sig.return_type(arguments, job), codegen
 

@@ -1,10 +1,9 @@
 """What compiled code and Python both read and write: arrays of int64, and what lies where."""
 
-# A job: how many chunks are taken, how many of them from the end, the rows of a chunk, the board's address or 0, how many
-# workers may help, whether the caller holds the GIL, whether a chunk failed; then a place for what the kernel returns for
-# each chunk.
-JOB = 7
-JOB_TAKEN, JOB_FROM_END, JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_FAILED = range(JOB)
+# A job: the rows of a chunk, the board's address or 0, how many workers may help, whether the caller holds the GIL, and the
+# address of a place for what the kernel returns for each chunk, if it returns anything. Many calls may share one.
+JOB = 5
+JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS = range(JOB)
 
 # The board, see `_board`: its state, a function and its argument, how many workers may come in, a number for each job,
 # whether workers are to end; then for each worker whether it sleeps, and the lock that it sleeps on.

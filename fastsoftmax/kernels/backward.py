@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from ._jit import DOUBLES_IN, INDEX, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
 from ._math import (
@@ -28,6 +29,7 @@ from ._simd import (
     lanes,
     load,
     load_first,
+    load_wide,
     load_wide_first,
     pointer,
     prefetch_to_write,
@@ -63,6 +65,18 @@ def dot_add(acc, g, p):
 
 
 @by_type
+def dot_at(acc, g, p, j):
+    """The same for a vector of each of two rows."""
+    if g.dtype == types.float32:
+
+        def floats(acc, g, p, j):  # converted as they are loaded: 4 operations less than `dot_add` takes
+            return acc[0] + load_wide(g, j) * load_wide(p, j), acc[1] + load_wide(g, j + 8) * load_wide(p, j + 8)
+
+        return floats
+    return lambda acc, g, p, j: dot_add(acc, load(g, j), load(p, j))
+
+
+@by_type
 def both(acc, more):
     """Two such sums as one, for `total`."""
     return lambda acc, more: (acc[0] + more[0], acc[1] + more[1])
@@ -90,8 +104,7 @@ def softmax_backward(grad_probs, probs, grad_logits, n, first, last):
         while j + 2 * step <= n:  # two sums: one waits for itself
             prefetch_to_write(out, j + n)
             prefetch_to_write(out, j + step + n)
-            acc = dot_add(acc, load(g, j), load(p, j))
-            more = dot_add(more, load(g, j + step), load(p, j + step))
+            acc, more = dot_at(acc, g, p, j), dot_at(more, g, p, j + step)
             j += 2 * step
         while j < n:
             acc = dot_add(acc, load_first(g, j, n - j, zero), load_first(p, j, n - j, zero))
