@@ -13,7 +13,7 @@ import pytest
 from guard_pages import COLUMNS, FEW, LARGE, ROWS
 
 import fastsoftmax as fs
-from fastsoftmax.kernels import KERNELS
+from fastsoftmax.kernels import KERNELS, _narrow
 
 CALLS = 107_568  # of the slow run: 27 calls, 498 sizes, 2 dtypes, 2 ends, results in the caches and past them
 
@@ -106,7 +106,7 @@ OUT_OF_BOUNDS = """
         try:
             KERNELS["logsumexp"][np.dtype("f8")](logits, lse[:1], 100, 0, 2, job)
             print("not checked", lse[1] != 7)
-        except IndexError as error:
+        except RuntimeError as error:
             print(error)
 """
 
@@ -119,6 +119,15 @@ def test_kernels_compiled_with_numbas_check_are_other_kernels(tmp_path):
         assert run(OUT_OF_BOUNDS, **env).splitlines() == ["not checked True"] * 2
         assert run(OUT_OF_BOUNDS, NUMBA_BOUNDSCHECK="1", **env).count("out of bounds") == 2
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_narrow_tiles_have_room():
+    """On the stack, of a fixed size: tiles of whole squares, and up to five vectors beside each."""
+    for n in range(1, _narrow.NARROW):
+        for lanes, itemsize in ((16, 4), (8, 8)):
+            squares = -(-n // lanes)
+            assert _narrow.tiles_together(n) * (squares * lanes + 5) * lanes * itemsize <= _narrow.TILES, n
+            assert 2 * squares * lanes * lanes * itemsize <= _narrow.TILES, n  # a tile of each input, going backward
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

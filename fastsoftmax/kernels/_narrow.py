@@ -25,11 +25,14 @@ from ._simd import (
     prefetch_to_write,
     select,
     shift,
+    stack,
     store,
     store_transposed,
 )  # fmt: skip
 
 NARROW = 64  # classes
+TILES = 32 << 10  # bytes that the tiles worked on together, and five vectors for each, never exceed
+tile_room = stack(TILES)
 _BLOCK = 5  # classes after which the small parts of a sum move to doubles
 
 
@@ -42,7 +45,7 @@ def tile_size(like: Any, n: int) -> int:
 
 @inline
 def tiles_together(n: int) -> int:
-    """How many tiles to work on at once: 24 KiB at most."""
+    """How many tiles to work on at once: 28 KiB at most."""
     return max(1, min(8, 384 // n))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import CUBE_OUT, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
+from ._narrow import aligned
 from ._simd import (
     constant,
     fence,
@@ -47,7 +48,6 @@ from ._tile import (
     tile,
     tile_rows,
 )  # fmt: skip
-from .softmax import aligned
 
 THIN, FEW = 10, 3
 DEPTH = 1024

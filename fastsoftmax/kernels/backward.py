@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import types
 
 from ._jit import DOUBLES_IN, INDEX, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
@@ -21,11 +20,10 @@ from ._math import (
     two_product,
     two_sum,
 )  # fmt: skip
-from ._narrow import NARROW, aligned, load_tile, store_tile, tile_size
+from ._narrow import NARROW, load_tile, store_tile, tile_room, tile_size
 from ._simd import (
     V32,
     constant,
-    keep_alive,
     lanes,
     load,
     load_first,
@@ -126,8 +124,7 @@ def softmax_backward(grad_probs, probs, grad_logits, n, first, last):
 def narrow_softmax_backward(grad_probs: Any, probs: Any, grad_logits: Any, n: int, first: int, last: int) -> None:
     like = pointer(probs, 0)
     step, size = lanes(like), tile_size(like, n)
-    scratch = np.empty(2 * size + step, probs.dtype)
-    p = aligned(scratch)
+    p = tile_room(like)
     g = shift(p, size)
     for i in range(first, last, step):
         rows = min(step, last - i)
@@ -140,7 +137,6 @@ def narrow_softmax_backward(grad_probs: Any, probs: Any, grad_logits: Any, n: in
         for j in range(n):
             store(p, j * step, load(p, j * step) * ((load(g, j * step) - hi) - lo))
         store_tile(p, pointer(grad_logits, i * n), n, rows)
-    keep_alive(scratch)
 
 
 @signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)

@@ -30,11 +30,11 @@ from ._math import (
 )  # fmt: skip
 from ._narrow import (
     NARROW,
-    aligned,
     load_tile,
     store_tile,
     tile_exp,
     tile_max_and_target,
+    tile_room,
     tile_size,
     tiles_together,
 )  # fmt: skip
@@ -44,7 +44,6 @@ from ._simd import (
     constant,
     fence,
     item,
-    keep_alive,
     lane,
     lanes,
     load,
@@ -55,6 +54,7 @@ from ._simd import (
     select,
     shift,
     splat,
+    stack,
     store,
     store_first,
     total,
@@ -211,6 +211,9 @@ def nonzero(keep: Any, value: Any) -> Any:
     return select(keep == splat(0.0), splat(0.0), value)
 
 
+_weight_room = stack(128)
+
+
 @inline
 def load_tiles(
     z: Any, n: int, targets: Any, start: int, last: int, count: int, tiles: Any, size: int, maxima: Any, z_t: Any
@@ -242,8 +245,7 @@ def narrow_cross_entropy(
 ) -> float:  # fmt: skip
     n, z, targets, out = logits.shape[1], pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0)
     step, size, most = lanes(z), tile_size(z, n), tiles_together(n)
-    scratch, doubles = np.empty(most * (size + 2 * step) + step, logits.dtype), np.empty(16, np.float64)
-    tiles, weights, per_row = aligned(scratch), pointer(doubles, 0), losses.size > 0
+    tiles, weights, per_row = tile_room(z), _weight_room(splat(0.0)), losses.size > 0
     maxima, z_t = shift(tiles, most * size), shift(tiles, most * (size + step))
     acc = splat(0.0)
     for start in range(first, last, most * step):
@@ -261,8 +263,6 @@ def narrow_cross_entropy(
             acc = acc + joined(m, l0, l1)
             if per_row:
                 store_first(out, i, from_doubles(m, l0, l1), rows)
-    keep_alive(scratch)
-    keep_alive(doubles)
     return total(acc)
 
 
@@ -274,8 +274,7 @@ def narrow_gradient(
     n, z, targets, out = logits.shape[1], pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0)
     upstream, scaled_rows, gradient = pointer(grad_losses, 0), grad_losses.size > 0, pointer(grad, 0)
     step, size, most = lanes(z), tile_size(z, n), tiles_together(n)
-    scratch, doubles = np.empty(most * (size + 5 * step) + step, logits.dtype), np.empty(16, np.float64)
-    tiles, weights, per_row = aligned(scratch), pointer(doubles, 0), losses.size > 0
+    tiles, weights, per_row = tile_room(z), _weight_room(splat(0.0)), losses.size > 0
     maxima, z_t = shift(tiles, most * size), shift(tiles, most * (size + step))
     q_hi, q_lo = shift(tiles, most * (size + 2 * step)), shift(tiles, most * (size + 3 * step))
     g_t = shift(tiles, most * (size + 4 * step))
@@ -322,8 +321,6 @@ def narrow_gradient(
                 for j in range(n):
                     store(tile, j * step, select(ignored, zero, load(tile, j * step)))
             store_tile(tile, shift(gradient, i * n), n, rows)
-    keep_alive(scratch)
-    keep_alive(doubles)
     return total(acc)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import CUBE_OUT, DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, signature
+from ._narrow import aligned
 from ._simd import keep_alive, pointer, shift
 from .affine import add_rows, streams, thin_outer, thin_product, thin_rows, thin_spread, turn_weight, turned_row, turned_size
 from .cross_entropy import narrow_gradient
-from .softmax import aligned
 
 
 @signature(

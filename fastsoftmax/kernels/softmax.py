@@ -19,11 +19,10 @@ from ._math import (
     ratio,
     two_sum,
 )  # fmt: skip
-from ._narrow import NARROW, aligned, load_tile, store_tile, tile_exp, tile_max, tile_size, tiles_together
+from ._narrow import NARROW, load_tile, store_tile, tile_exp, tile_max, tile_room, tile_size, tiles_together
 from ._simd import (
     constant,
     fence,
-    keep_alive,
     lane,
     lanes,
     load,
@@ -57,8 +56,7 @@ def softmax(logits, probs, n, streaming, first, last):
 def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> None:
     like = pointer(logits, 0)
     step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
-    scratch = np.empty(most * (size + 3 * step) + step, logits.dtype)
-    tiles = aligned(scratch)
+    tiles = tile_room(like)
     maxima = shift(tiles, most * size)
     q_hi, q_lo = shift(maxima, most * step), shift(maxima, 2 * most * step)
     for start in range(first, last, most * step):
@@ -81,7 +79,6 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
             for j in range(n):
                 store(tile, j * step, scaled(load(tile, j * step), hi, lo))
             store_tile(tile, pointer(probs, i * n), n, min(step, last - i))
-    keep_alive(scratch)
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
@@ -103,8 +100,7 @@ def log_softmax(logits, log_probs, n, streaming, first, last):
 def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: int) -> None:
     like = pointer(logits, 0)
     step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
-    scratch = np.empty(most * (size + 2 * step) + step, logits.dtype)
-    tiles = aligned(scratch)
+    tiles = tile_room(like)
     maxima, logs = shift(tiles, most * size), shift(tiles, most * (size + step))
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
@@ -124,15 +120,13 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
             for j in range(n):
                 store(tile, j * step, (load(tile, j * step) - m) - log)
             store_tile(tile, pointer(log_probs, i * n), n, min(step, last - i))
-    keep_alive(scratch)
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
 def logsumexp(logits, lse, n, first, last):
     step = lanes(pointer(logits, 0))
     if n < NARROW:
-        scratch = np.empty((NARROW + 1) * step, logits.dtype)
-        tile = aligned(scratch)
+        tile = tile_room(pointer(logits, 0))
         for i in range(first, last, step):
             rows = min(step, last - i)
             load_tile(pointer(logits, i * n), n, rows, tile)
@@ -142,7 +136,6 @@ def logsumexp(logits, lse, n, first, last):
             m0, m1 = in_doubles(m)
             value = from_doubles(m, shifted_log(tile, m0, a[0], a[1]), shifted_log(tile, m1, b[0], b[1]))
             store_first(pointer(lse, 0), i, value, rows)
-        keep_alive(scratch)
     else:
         for i in range(first, last):
             z = pointer(logits, i * n)
