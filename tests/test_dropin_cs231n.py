@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fastsoftmax._peers_courses import course_cases
+from fastsoftmax._peers.courses import course_cases
 from fastsoftmax.dropin import cs231n
 
 

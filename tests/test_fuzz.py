@@ -64,13 +64,13 @@ def test_many_calls_with_numbas_bounds_check(tmp_path):
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         import numba, fuzz
         assert numba.config.BOUNDSCHECK == 1
-        print(fuzz.run(range(20_000))[0])
+        print(fuzz.run(range({CALLS}))[0])
     """
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "FASTSOFTMAX_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
     result = subprocess.run(command, env=env, timeout=900, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) == 20_000
+    assert int(result.stdout) == CALLS
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -32,8 +32,6 @@ FLOORS = [
     {"models"},
     {"dropin", "sklearn"},
     {"__init__"},
-    {"_peers_courses"},
-    {"_peers_dropin"},
     {"_peers"},
     {"_cli"},
     {"__main__"},
@@ -52,7 +50,6 @@ MAY_RAISE = {
     "__main__.py": "the command line",
     "_cli/": "the command line",
     "_peers/": "the command line",
-    "_peers_dropin.py": "the command line",
     "dropin/": "another library's exceptions, by its contract",
     "sklearn/": "another library's exceptions, by its contract",
 }

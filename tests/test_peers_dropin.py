@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastsoftmax._peers_dropin import dropin_cases
+from fastsoftmax._peers.dropin import dropin_cases
 
 CASES = dropin_cases()
 

@@ -6,7 +6,7 @@ import json
 
 from .. import _threads
 from .._peers import timing
-from .._peers_dropin import DropinCase, dropin_cases
+from .._peers.dropin import DropinCase, dropin_cases
 from .bench import progress
 from .table import seconds, show
 

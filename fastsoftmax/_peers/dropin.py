@@ -16,6 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastsoftmax import functional as F
 
+from .courses import course_cases
+
 __all__ = ["DropinCase", "dropin_cases"]
 
 Call = Callable[[], Any]
@@ -33,8 +35,6 @@ class DropinCase(NamedTuple):
 
 def dropin_cases(dtype: DTypeLike = np.float64) -> list[DropinCase]:
     """Every case, on arrays of this dtype where the replaced library allows it."""
-    from fastsoftmax._peers_courses import course_cases
-
     rng = np.random.default_rng(0)
     makers = (_scipy, _torch, _sklearn, _boosting)
     cases = [case for maker in makers for case in maker(rng, np.dtype(dtype))]
