@@ -39,7 +39,7 @@ def _blas() -> bool:
     (1024, 1024, 1000)       1.7   1.6     0.67  0.57
     (128, 784, 10)           2.6   2.1     1.21  1.17
     """
-    return not import_module(".kernels._tile", __package__).WIDE
+    return not import_module(".kernels._target", __package__).WIDE
 
 
 def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
 from ._simd import (
@@ -29,14 +28,8 @@ from ._simd import (
     _stream,
     vector_of,
 )  # fmt: skip
+from ._target import WIDE
 
-
-def _has_512_bits() -> bool:
-    codegen = cpu_target.target_context.codegen()
-    return "+avx512f" in codegen._get_host_cpu_features().split(",")
-
-
-WIDE = _has_512_bits()
 # 24 of 32 registers hold sums, or 12 of 16 (a vector is two registers then), and leave room for one step's operands.
 ROWS, VECTORS = (8, 3) if WIDE else (6, 1)
 

@@ -32,10 +32,10 @@ from ._simd import (
     store,
     store_first,
 )  # fmt: skip
+from ._target import WIDE
 from ._tile import (
     ROWS,
     VECTORS,
-    WIDE,
     across,
     add_row,
     add_tile,
