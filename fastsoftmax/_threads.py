@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS, JOB_ROWS, KERNELS
+from .kernels import BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS, JOB_ROWS, KERNELS, WORKER
 
 # ---- how many threads ----------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.most = _processors() - 1  # with the caller one for each: more would keep each other from their processors
-        self.board = np.zeros(BOARD + 2 * self.most, np.int64)
+        self.board = np.zeros(BOARD + WORKER * self.most, np.int64)
         self.address = _address(self.board)
         self.workers: list[threading.Thread] = []
         self.hiring = threading.Lock()

@@ -6,6 +6,9 @@ JOB = 5
 JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS = range(JOB)
 
 # The board, see `_board`: its state, a function and its argument, how many workers may come in, a number for each job,
-# whether workers are to end; then for each worker whether it sleeps, and the lock that it sleeps on.
-BOARD = 6
-STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, CLOSED = range(BOARD)
+# whether workers are to end, the processor that the last caller ran on; then for each worker whether it sleeps, the lock
+# that it sleeps on, its thread, and the processor forbidden to it, plus one.
+BOARD = 7
+STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, CLOSED, CALLER = range(BOARD)
+WORKER = 4
+SLEEPS, LOCK, THREAD, FORBIDDEN = range(WORKER)

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 from ._board import (
+    LINUX,
     OPEN,
     TAKEN,
     add,
+    allow,
     at,
     call_at,
     drop_lock,
     new_lock,
     pause,
+    processor,
     read,
     release,
     replace,
+    this_thread,
     wait_for,
     write,
 )  # fmt: skip
-from ._jit import INDEX, signature
-from ._layout import ARGUMENT, BOARD, CLOSED, FUNCTION, LIMIT, STATE, TICKET
+from ._jit import INDEX, inline, signature
+from ._layout import (
+    ARGUMENT,
+    BOARD,
+    CALLER,
+    CLOSED,
+    FORBIDDEN,
+    FUNCTION,
+    LIMIT,
+    LOCK,
+    SLEEPS,
+    STATE,
+    THREAD,
+    TICKET,
+    WORKER,
+)  # fmt: skip
 
 _LOOKS = 14_000  # 400 us
+_GLANCE = 128  # looks, 4 us: how often to see which processor this is
 
 
 @signature(INDEX, INDEX)
 def serve(board, worker):
     """Help with what is on the board, look for more, sleep until woken; return when the board is closed."""
-    sleeps, lock = at(board, BOARD + 2 * worker), new_lock()
-    write(at(board, BOARD + 2 * worker + 1), lock)
+    own, lock = at(board, BOARD + WORKER * worker), new_lock()
+    write(at(own, THREAD), this_thread())
+    write(at(own, LOCK), lock)
     last, idle = -1, 0
     while read(at(board, CLOSED)) == 0:
         ticket, state = read(at(board, TICKET)), read(at(board, STATE))
@@ -36,20 +56,39 @@ def serve(board, worker):
             and replace(at(board, STATE), state, state + 1)
         ):  # fmt: skip
             last, idle = read(at(board, TICKET)), 0
+            leave(board)
             call_at(read(at(board, FUNCTION)), read(at(board, ARGUMENT)))
             add(at(board, STATE), -1)
         pause()
         idle += 1
+        if idle % _GLANCE == 0:
+            leave(board)
         if idle == _LOOKS:
-            write(sleeps, 1)
+            write(at(own, SLEEPS), 1)
             wait_for(lock)
-            idle = 0
+            idle, forbidden = 0, read(at(own, FORBIDDEN))
+            if forbidden:
+                allow(this_thread(), forbidden - 1, True)
+                write(at(own, FORBIDDEN), 0)
     drop_lock(lock)
+
+
+@inline
+def leave(board: int) -> None:
+    """Leave the caller's processor, if this is it."""
+    here = processor()
+    if LINUX and here == read(at(board, CALLER)) and allow(this_thread(), here, False):
+        allow(this_thread(), here, True)
 
 
 @signature(INDEX, INDEX)
 def wake(board, workers):
     """Wake those of the first `workers` workers that sleep."""
+    here = processor()
+    write(at(board, CALLER), here)
     for worker in range(workers):
-        if replace(at(board, BOARD + 2 * worker), 1, 0):
-            release(read(at(board, BOARD + 2 * worker + 1)))
+        own = at(board, BOARD + WORKER * worker)
+        if replace(at(own, SLEEPS), 1, 0):
+            if allow(read(at(own, THREAD)), here, False):
+                write(at(own, FORBIDDEN), here + 1)
+            release(read(at(own, LOCK)))
