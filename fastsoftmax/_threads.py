@@ -112,12 +112,9 @@ def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, co
     for what the kernel, if it returns a number, returns for each chunk.
     """
     pool = _pool
-    helpers = min(get_num_threads() - 1, -(-n_rows // size) - 1, pool.most)
-    if helpers > 0 and pool.hire(helpers):
-        pool.wake(cost)
-    else:
-        helpers = 0
-    _, job = (_new_job if results else _job)(size, pool.address if helpers else 0, helpers, cost < _QUICK, results)
+    _, job, helpers = (_new_job if results else _job)(pool, n_rows, size, get_num_threads(), cost < _QUICK, results)
+    if helpers:
+        pool.ask(helpers, cost)
     call(0, n_rows, job)
 
 
@@ -131,15 +128,17 @@ def sum_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, co
     return total
 
 
-def _new_job(rows: int, board: int, helpers: int, holds: bool, results: int) -> tuple[Any, int]:
-    """The array, to be kept while compiled code reads it, and its address."""
+def _new_job(pool: _Pool, n_rows: int, size: int, threads: int, holds: bool, results: int) -> tuple[Any, int, int]:
+    """The array, to be kept while compiled code reads it, its address, and how many workers may help."""
+    helpers = max(0, min(threads - 1, -(-n_rows // size) - 1, pool.most))
     job = np.empty(JOB, np.int64)
-    fields = {JOB_ROWS: rows, JOB_BOARD: board, JOB_HELPERS: helpers, JOB_HOLDS: holds, JOB_RESULTS: results}
+    board = pool.address if helpers else 0
+    fields = {JOB_ROWS: size, JOB_BOARD: board, JOB_HELPERS: helpers, JOB_HOLDS: holds, JOB_RESULTS: results}
     job[list(fields)] = list(fields.values())
-    return job, _address(job)
+    return job, _address(job), helpers
 
 
-_job = lru_cache(maxsize=256)(_new_job)  # a new one takes 1.5 us
+_job = lru_cache(maxsize=256)(_new_job)  # a new one takes 3 us
 
 
 def _address(array: Any) -> int:
@@ -164,13 +163,18 @@ class _Pool:
         self.hiring = threading.Lock()
         self.owed = 0.0  # microseconds of work since they were woken last
 
-    def hire(self, n: int) -> bool:
-        """See to it that there are at least `n` workers, of at most `most`; False if there cannot be any."""
-        if len(self.workers) >= n:
-            return True
+    def ask(self, helpers: int, cost: float) -> None:
+        """See to it that there are that many workers, if there can be, and that they do not sleep through too much work."""
+        if len(self.workers) < helpers:
+            self.hire(helpers)
+        self.owed += cost
+        if self.owed >= _WAKING:
+            self.wake()
+
+    def hire(self, helpers: int) -> None:
         serve = KERNELS["serve"][_FLOAT64]
         with self.hiring:
-            while len(self.workers) < n and not self.board[CLOSED]:
+            while len(self.workers) < helpers and not self.board[CLOSED]:
                 # Daemons, because the interpreter joins other threads before it runs `dismiss`.
                 k = len(self.workers)
                 worker = threading.Thread(target=serve, args=(self.address, k, 1), name=f"fastsoftmax-{k}", daemon=True)
@@ -179,21 +183,18 @@ class _Pool:
                 except RuntimeError:  # the system's limit, or the interpreter is shutting down
                     break
                 self.workers.append(worker)
-            return bool(self.workers)
 
-    def wake(self, cost: float) -> None:
-        """Wake those who sleep, for a call of that cost or for the last of many smaller ones."""
-        self.owed += cost
-        if self.owed >= _WAKING:
-            self.owed = 0.0
-            KERNELS["wake"][_FLOAT64](self.address, len(self.workers), 0)
+    def wake(self) -> None:
+        """Wake those who sleep."""
+        self.owed = 0.0
+        KERNELS["wake"][_FLOAT64](self.address, len(self.workers), 0)
 
     def dismiss(self) -> None:
         with self.hiring:
             self.board[CLOSED] = 1
             workers = self.workers[:]
         while workers:
-            self.wake(_WAKING)  # again and again: one may have been about to sleep
+            self.wake()  # again and again: one may have been about to sleep
             workers[-1].join(0.001)
             if not workers[-1].is_alive():
                 workers.pop()

@@ -13,7 +13,8 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache, partial
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,18 +35,20 @@ Array = NDArray[Any]
 Reduction = Literal["mean", "sum", "none"]
 
 _INT64 = np.dtype(np.int64)
-_NO_PROBS = {dtype: np.empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
+_NONE = {dtype: np.empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 
 _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identity: another 0 only takes the long way
 
-# In elements of the rows: where a second thread begins to pay if it is awake; and where a row takes exponentials and the
-# call is short otherwise (128 x 100, float32: 8.6 -> 6.3 us; backward passes of that size would lose).
-_SMALL, _SMALL_EXP = 1 << 16, 1 << 13
-_COST = 3e-4  # microseconds an element
+# Where a second thread begins to pay if it is awake, in elements of the rows; and where a row takes exponentials and the call
+# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; in float32 nothing is gained, and backward passes of that
+# size would lose).
+_SMALL, _SHORT = 1 << 16, 1 << 16
+_COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17  # how many, and elements of one: 1 to 40 us
-_STREAM, _STREAM_ROW = 1 << 25, 1 << 12  # bytes of output, of a row: beyond the last-level cache, go past it
+_STREAM, _STREAM_ROW = 24 << 20, 1 << 12  # bytes of output, of a row: beyond the last-level cache, go past it
 
 
+@lru_cache(maxsize=256)  # 0.7 us, a tenth of a call on 128 x 100
 def _rows_of_chunk(shape: tuple[int, ...], least: int = 1) -> int:
     """A multiple of `least`, of 16 where rows are narrow and lie across lanes.
 
@@ -58,27 +61,34 @@ def _rows_of_chunk(shape: tuple[int, ...], least: int = 1) -> int:
     return -(-n_rows // (n_chunks * least)) * least
 
 
-def _over_rows(shape: tuple[int, ...], call: Callable[..., Any], least: int = 1, small: int = _SMALL) -> None:
-    """Run ``call(first, last, job)``, a kernel, over the rows, in chunks of a multiple of `least` rows."""
+def _over_rows(
+    kernel: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, ...], least: int = 1, small: int = _SMALL
+) -> None:
+    """Run ``kernel(*arguments, first, last, job)`` over the rows, in chunks of a multiple of `least` rows."""
     n_rows, n_columns = shape
     work = n_rows * n_columns
-    if work <= small:
-        call(0, n_rows, 0)
+    if work <= small or get_num_threads() == 1:
+        kernel(*arguments, 0, n_rows, work > _SMALL)  # True: without the GIL
     else:
-        run_rows(call, n_rows, _rows_of_chunk(shape, least), work * _COST)
+        run_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape, least), work * _COST)
 
 
-def _sum_over_rows(shape: tuple[int, ...], call: Callable[..., float]) -> float:
+def _sum_over_rows(kernel: Callable[..., float], arguments: tuple[Any, ...], shape: tuple[int, ...]) -> float:
     """The same for a kernel that returns a sum."""
     n_rows, n_columns = shape
     work = n_rows * n_columns
     if work <= _SMALL:
-        return call(0, n_rows, 0)
-    return sum_rows(call, n_rows, _rows_of_chunk(shape), work * _COST)
+        return kernel(*arguments, 0, n_rows, 0)
+    return sum_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape), work * _COST)
 
 
 def _streams(out: Array, n_classes: int) -> bool:
     return out.nbytes >= _STREAM and n_classes * out.itemsize >= _STREAM_ROW
+
+
+def _strips_together(strips: int) -> int:
+    """Runs of 1 KiB in memory, or half of all where they are few."""
+    return min(16, max(4, strips // 2))
 
 
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
@@ -99,14 +109,15 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         kernel = KERNELS[name + "_columns"][dtype]
         strip = 64 // x.itemsize  # columns that kernels take together
         strips = x.size // (n_classes * inner) * -(-inner // strip)
-        _over_rows((strips, strip * n_classes), lambda *span: kernel(x, result, n_classes, inner, *span), 16)
+        shape, least = (strips, strip * n_classes), _strips_together(strips)
+        _over_rows(kernel, (x, result, n_classes, inner), shape, least)
         return result
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
     kernel = KERNELS[name][dtype]
     streaming = _streams(target, n_classes) and (out is None or not np.may_share_memory(target, rows))
-    _over_rows(rows.shape, lambda *span: kernel(rows, target, n_classes, streaming, *span))
+    _over_rows(kernel, (rows, target, n_classes, streaming), rows.shape)
     if not direct:
         _arrays.fill(result, _arrays.from_rows(target, x.shape, axes))
     return result
@@ -119,27 +130,26 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
     """
     if type(logits) is not np.ndarray or not (size := logits.size) or not (shape := logits.shape):
         return None
-    before: tuple[Any, ...]
     if axis is _LAST or (axis is _FIRST and size == shape[0]):
-        kernel, n_classes = KERNELS[name].get(logits.dtype), shape[axis]
-        before, n_rows, width = (n_classes, False), size // n_classes, n_classes
+        kernel, n_classes, how = KERNELS[name].get(logits.dtype), shape[axis], False
+        n_rows = size // n_classes
     elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
-        kernel, n_classes = KERNELS[name + "_columns"].get(logits.dtype), shape[0]
-        strip = 64 // logits.itemsize
-        before, n_rows, width = (n_classes, inner), -(-inner // strip), strip * n_classes
+        kernel, n_classes, how = KERNELS[name + "_columns"].get(logits.dtype), shape[0], inner
+        n_rows = -(-inner // (64 // logits.itemsize))
     else:
         return None
     if kernel is None or not (out is None or _arrays.apart(logits, out)):
         return None
     result = np.empty_like(logits) if out is None else out
     try:
-        if size <= _SMALL_EXP:
-            kernel(logits, result, *before, 0, n_rows, 0)
+        if logits.nbytes <= _SHORT:
+            kernel(logits, result, n_classes, how, 0, n_rows, 0)
         else:
-            least = 16
-            if axis is _LAST:
-                before, least = (n_classes, _streams(result, n_classes) and result is not logits), 1
-            _over_rows((n_rows, width), lambda *span: kernel(logits, result, *before, *span), least, _SMALL_EXP)
+            if how:
+                shape, least = (n_rows, size // n_rows), _strips_together(n_rows)
+            else:
+                shape, least, how = (n_rows, n_classes), 1, _streams(result, n_classes) and result is not logits
+            _over_rows(kernel, (logits, result, n_classes, how), shape, least, 0)
     except TypeError:  # not C-contiguous, not aligned, ...
         return None
     return result
@@ -267,8 +277,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     lead = _arrays.lead_shape(x.shape, axes)
     lse = np.empty(math.prod(lead), dtype)
     if x.size:
-        kernel = KERNELS["logsumexp"][dtype]
-        _over_rows(rows.shape, lambda *span: kernel(rows, lse, n_classes, *span))
+        _over_rows(KERNELS["logsumexp"][dtype], (rows, lse, n_classes), rows.shape)
     else:
         lse.fill(-np.inf)
     shape = tuple(1 if k in axes else s for k, s in enumerate(x.shape)) if keepdims else lead
@@ -284,7 +293,8 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
         grad_logits, n_classes, kernel = np.empty_like(grad) if out is None else out, shape[-1], KERNELS[name][grad.dtype]
         with contextlib.suppress(TypeError):  # of two dtypes, not C-contiguous, not aligned, ...
             shape = size // n_classes, n_classes
-            _over_rows(shape, lambda *span: kernel(grad, result, grad_logits, n_classes, *span))
+            streaming = _streams(grad_logits, n_classes) and grad_logits is not grad and grad_logits is not result
+            _over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), shape)
             return grad_logits
     g, y = _arrays.floats(grad, names[0]), _arrays.floats(result, names[1])
     _arrays.same_shape(g, y, " and ".join(names))
@@ -298,8 +308,8 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     g_rows, y_rows = (_arrays.to_rows(a, axes, n_classes, dtype) for a in (g, y))
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
-    kernel = KERNELS[name][dtype]
-    _over_rows(y_rows.shape, lambda *span: kernel(g_rows, y_rows, target, n_classes, *span))
+    streaming = _streams(target, n_classes) and not _arrays.overlaps(target, g_rows, y_rows)
+    _over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape)
     if not direct:
         _arrays.fill(grad_logits, _arrays.from_rows(target, y.shape, axes))
     return grad_logits
@@ -388,9 +398,6 @@ class _Loss(NamedTuple):
     denominator: float
     lead: tuple[int, ...]
 
-    def sums(self) -> bool:
-        return self.reduction != "none"
-
 
 def _loss_arguments(
     targets: ArrayLike, shape: tuple[int, ...], axes: tuple[int, ...], dtype: Any, class_weight: ArrayLike | None,
@@ -415,11 +422,19 @@ def _loss_arguments(
     return _Loss(labels, probs, by_class, by_row, ignore, smoothing, reduction, denominator, lead)
 
 
-def _plain_loss(
-    shape: tuple[int, ...], dtype: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: Any,
-    label_smoothing: Any, reduction: Any,
-) -> _Loss | None:  # fmt: skip
-    """The same where everything is as kernels take it already, with no options (1 x 10: 9 us, 24 without)."""
+def _plain_logits(logits: Any, axis: Any) -> TypeGuard[Array]:
+    """Whether kernels take them as they are: 1 x 10 is all overhead, 2.4 us this way, 25 without."""
+    return (
+        axis is _LAST and type(logits) is np.ndarray and logits.dtype in _NONE and logits.ndim == 2
+        and logits.size > 0 and logits.flags.num & 0x101 == 0x101
+    )  # fmt: skip
+
+
+def _plain_denominator(
+    shape: tuple[int, ...], targets: Any, class_weight: Any, sample_weight: Any, ignore_index: Any, label_smoothing: Any,
+    reduction: Any,
+) -> float | None:  # fmt: skip
+    """What the mean divides by where kernels take labels as they are, and there are no options; None elsewhere."""
     if (
         class_weight is None and sample_weight is None
         and type(label_smoothing) is float and label_smoothing == 0.0 and type(ignore_index) is int
@@ -431,23 +446,14 @@ def _plain_loss(
         bad, denominator = KERNELS["check_targets"][FLOAT64](targets, n_classes, ignore_index, NOTHING, NOTHING, 0)
         if bad >= 0:
             _arrays.bad_label(targets, bad, n_classes, ignore_index)
-        none, lead = _NO_PROBS[dtype], targets.shape
-        return _Loss(targets, none, NOTHING, NOTHING, ignore_index, 0.0, reduction, denominator, lead)
+        return denominator
     return None
 
 
 def _loss_problem(
-    logits: ArrayLike, targets: ArrayLike, axis: Any, class_weight: ArrayLike | None, sample_weight: ArrayLike | None,
-    ignore_index: int, label_smoothing: float, reduction: str,
-) -> tuple[Array, Array, tuple[int, ...], _Loss]:  # fmt: skip
+    logits: ArrayLike, targets: ArrayLike, axis: Any, *options: Any
+) -> tuple[Array, Array, tuple[int, ...], _Loss]:
     """(logits as an array, as rows, where their classes are, everything else)"""
-    options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
-    if (
-        type(axis) is int and axis == -1 and type(logits) is np.ndarray and logits.dtype in _NO_PROBS and logits.ndim == 2
-        and logits.size and logits.flags.num & 0x101 == 0x101
-        and (plain := _plain_loss(logits.shape, logits.dtype, targets, *options))
-    ):  # fmt: skip
-        return logits, logits, (1,), plain
     x = _arrays.floats(logits, "logits")
     axes = _arrays.one_axis(axis, x.ndim)
     dtype = COMPUTED_IN[x.dtype]
@@ -455,12 +461,21 @@ def _loss_problem(
     return x, _arrays.to_rows(x, axes, x.shape[axes[0]], dtype), axes, loss
 
 
-def _reduced(loss: _Loss, total: float, losses: Array, dtype: Any) -> Any:
+def _losses(reduction: str, n_rows: int, dtype: Any) -> Array:
+    """Where kernels put each row's loss, if they are asked for."""
+    return np.empty(n_rows, dtype) if reduction == "none" else _NONE[dtype]
+
+
+def _reduced(reduction: str, total: float, denominator: float, losses: Array) -> Any:
+    if reduction == "mean":
+        return total / denominator if denominator else float("nan")
+    return total if reduction == "sum" else losses
+
+
+def _reduced_as(loss: _Loss, total: float, losses: Array, dtype: Any) -> Any:
     if loss.reduction == "none":
-        return _arrays.cast(losses, dtype).reshape(loss.lead)[()]
-    if loss.reduction == "sum":
-        return total
-    return total / loss.denominator if loss.denominator else float("nan")
+        losses = _arrays.cast(losses, dtype).reshape(loss.lead)[()]
+    return _reduced(loss.reduction, total, loss.denominator, losses)
 
 
 def cross_entropy(
@@ -516,22 +531,27 @@ def cross_entropy(
     >>> cross_entropy([[0.0, 50.0]], [1])
     1.928749847963918e-22
     """
-    x, rows, _, loss = _loss_problem(
-        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
-    )
-    losses = np.empty(0 if loss.sums() else len(rows), rows.dtype)
-    return _reduced(loss, _total_loss(rows, loss, losses) if rows.size else 0.0, losses, x.dtype)
+    options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    if _plain_logits(logits, axis):
+        denominator = _plain_denominator(logits.shape, targets, *options)
+        if denominator is not None:
+            losses = _losses(reduction, len(logits), logits.dtype)
+            plain = logits, targets, NOTHING, NOTHING, ignore_index, losses
+            total = _sum_over_rows(KERNELS["cross_entropy"][logits.dtype], plain, logits.shape)
+            return _reduced(reduction, total, denominator, losses)
+    x, rows, _, loss = _loss_problem(logits, targets, axis, *options)
+    losses = _losses(reduction, len(rows), rows.dtype)
+    return _reduced_as(loss, _total_loss(rows, loss, losses) if rows.size else 0.0, losses, x.dtype)
 
 
 def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
-    if loss.probs.size or loss.smoothing:
-        kernel = KERNELS["soft_cross_entropy"][rows.dtype]
-        before: tuple[Any, ...] = (rows, loss.labels, loss.probs, loss.smoothing)
+    labels, probs, by_class, by_row, ignore_index, smoothing, *_ = loss
+    arguments: tuple[Any, ...] = (by_class, by_row, ignore_index, losses)
+    if probs.size or smoothing:
+        kernel, arguments = KERNELS["soft_cross_entropy"][rows.dtype], (rows, labels, probs, smoothing, *arguments)
     else:
-        kernel = KERNELS["cross_entropy"][rows.dtype]
-        before = (rows, loss.labels)
-    before += (loss.class_weight, loss.sample_weight, loss.ignore_index, losses)
-    return _sum_over_rows(rows.shape, lambda *span: kernel(*before, *span))
+        kernel, arguments = KERNELS["cross_entropy"][rows.dtype], (rows, labels, *arguments)
+    return _sum_over_rows(kernel, arguments, rows.shape)
 
 
 def cross_entropy_with_grad(
@@ -580,21 +600,26 @@ def cross_entropy_with_grad(
     >>> grad
     array([[ 1.92874985e-22, -1.92874985e-22]])
     """
-    x, rows, axes, loss = _loss_problem(
-        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
-    )
-    dtype = rows.dtype
-    if (
-        rows is logits and loss.labels is targets and grad_loss is None and loss.sums()
-        and class_weight is None and sample_weight is None
-        and (out is None or (_arrays.apart(rows, out) and loss.labels.flags.owndata))
+    options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    if _plain_logits(logits, axis) and grad_loss is None and (
+        out is None or (_arrays.apart(logits, out) and type(targets) is np.ndarray and targets.flags.owndata)
     ):  # fmt: skip
-        grad = np.empty_like(rows) if out is None else out
-        with contextlib.suppress(TypeError):  # an `out` that does not fit
-            return _reduced(loss, _fill_gradient(rows, loss, 1.0, NOTHING, loss.probs, grad), grad, dtype), grad
+        denominator = _plain_denominator(logits.shape, targets, *options)
+        if denominator is not None:
+            losses, grad = _losses(reduction, len(logits), logits.dtype), np.empty_like(logits) if out is None else out
+            streaming = _streams(grad, logits.shape[1]) and grad is not logits
+            divisor = denominator if reduction == "mean" else 1.0
+            plain = logits, targets, NOTHING, NOTHING, ignore_index, NOTHING, 1.0, divisor, losses, grad, streaming
+            try:
+                total = _sum_over_rows(KERNELS["cross_entropy_with_grad"][logits.dtype], plain, logits.shape)
+                return _reduced(reduction, total, denominator, losses), grad
+            except TypeError:  # an `out` that does not fit
+                pass
+    x, rows, axes, loss = _loss_problem(logits, targets, axis, *options)
+    dtype = rows.dtype
     scale, by_row = _arrays.grad_losses(grad_loss, loss.lead, loss.reduction)
     grad = _arrays.result_array(out, x.shape, x.dtype)
-    losses = np.empty(0 if loss.sums() else len(rows), dtype)
+    losses = _losses(loss.reduction, len(rows), dtype)
     total = 0.0
     if rows.size:
         direct = _arrays.is_rows(grad, axes, dtype) and (
@@ -605,21 +630,22 @@ def cross_entropy_with_grad(
         total = _fill_gradient(rows, loss, scale, by_row, losses, target)
         if not direct:
             _arrays.fill(grad, _arrays.from_rows(target, x.shape, axes))
-    return _reduced(loss, total, losses, x.dtype), grad
+    return _reduced_as(loss, total, losses, x.dtype), grad
 
 
 def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses: Array, grad: Array) -> float:
-    denominator = loss.denominator if loss.reduction == "mean" else 1.0
-    if loss.probs.size or loss.smoothing:
+    labels, probs, by_class, by_sample, ignore_index, smoothing, reduction, denominator, _ = loss
+    if reduction != "mean":
+        denominator = 1.0
+    arguments: tuple[Any, ...] = (by_class, by_sample, ignore_index, by_row, scale, denominator, losses, grad)
+    if probs.size or smoothing:
         kernel = KERNELS["soft_cross_entropy_with_grad"][rows.dtype]
-        before: tuple[Any, ...] = (rows, loss.labels, loss.probs, loss.smoothing)
-        after: tuple[Any, ...] = ()
+        arguments = (rows, labels, probs, smoothing, *arguments)
     else:
         kernel = KERNELS["cross_entropy_with_grad"][rows.dtype]
-        before = (rows, loss.labels)
-        after = (_streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows),)
-    before += (loss.class_weight, loss.sample_weight, loss.ignore_index, by_row, scale, denominator, losses, grad)
-    return _sum_over_rows(rows.shape, lambda *span: kernel(*before, *after, *span))
+        streaming = _streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows)
+        arguments = (rows, labels, *arguments, streaming)
+    return _sum_over_rows(kernel, arguments, rows.shape)
 
 
 def cross_entropy_grad_hess(
@@ -665,8 +691,7 @@ def cross_entropy_grad_hess(
     by_row = _arrays.weights(sample_weight, x.shape[:-1], "sample_weight")
     hess = np.empty_like(rows)
     if rows.size:
-        kernel = KERNELS["softmax_hessian"][dtype]
-        _over_rows(rows.shape, lambda *span: kernel(rows, by_row, factor, hess, *span))
+        _over_rows(KERNELS["softmax_hessian"][dtype], (rows, by_row, factor, hess), rows.shape)
     return grad, _arrays.cast(hess, x.dtype).reshape(x.shape)
 
 
@@ -728,7 +753,7 @@ def _plain_layer(x: Any, weight: Any, bias: Any, out: Any) -> tuple[Array, Array
     Small products are all overhead (1 x 784 x 100: 4.2 us, 11.4 without this).
     """
     if (
-        type(x) is np.ndarray and type(weight) is np.ndarray and x.dtype in _NO_PROBS and weight.dtype is x.dtype
+        type(x) is np.ndarray and type(weight) is np.ndarray and x.dtype in _NONE and weight.dtype is x.dtype
         and x.ndim == weight.ndim == 2 and x.shape[1] == weight.shape[0] and x.size and weight.size
         and x.flags.num & weight.flags.num & 0x101 == 0x101
         and (bias is None or (
@@ -879,8 +904,7 @@ def _elementwise(name: str, inputs: tuple[Array, ...], result: Array) -> Array:
     direct = result.ndim > 0 and _arrays.is_rows(result, whole, dtype)
     direct = direct and all(_arrays.safe_to_fill(result.reshape(-1), a) for a in flat)
     target = result.reshape(-1) if direct else np.empty(result.size, dtype)
-    kernel = KERNELS[name][dtype]
-    _over_rows((result.size, 1), lambda *span: kernel(*flat, target, *span), _SMALL)
+    _over_rows(KERNELS[name][dtype], (*flat, target), (result.size, 1), _SMALL)
     if not direct:
         _arrays.fill(result, target.reshape(result.shape))
     return result
@@ -982,16 +1006,18 @@ def _head(
     """(loss, gradients) of the classifier head, a block of rows at a time."""
     options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
     if _plain_layer(x, weight, bias, None) and (
-        plain := _plain_loss((x.shape[0], weight.shape[1]), x.dtype, targets, *options)
-    ):
-        rows, w, b, dtype, loss = x, weight, bias, x.dtype, plain
+        denominator := _plain_denominator((len(x), weight.shape[1]), targets, *options)
+    ) is not None:
+        rows, w, b, dtype = x, weight, bias, x.dtype
+        none, lead = _NONE[dtype], targets.shape
+        loss = _Loss(targets, none, NOTHING, NOTHING, ignore_index, 0.0, reduction, denominator, lead)
     else:
         x, weight, b = _affine_inputs(x, weight, bias)
         dtype = _arrays.common_dtype(x, weight)
         rows, w, b = _as_matrices(COMPUTED_IN[dtype], x, weight, b)
         loss = _loss_arguments(targets, x.shape[:-1] + w.shape[1:], (x.ndim - 1,), rows.dtype, *options)
     (n_rows, n_in), n_out = rows.shape, w.shape[1]
-    losses = np.empty(0 if loss.sums() else n_rows, rows.dtype)
+    losses = _losses(loss.reduction, n_rows, rows.dtype)
     grad_x = np.empty(rows.shape, rows.dtype) if need_grads and need_grad_x else None
     new = np.empty if n_rows else np.zeros
     grad_weight = new(w.shape, w.dtype) if need_grads else None
@@ -1022,7 +1048,7 @@ def _head(
         grad_x = _arrays.cast(grad_x, dtype).reshape(x.shape)
     if dtype != rows.dtype and grad_weight is not None and grad_bias is not None:
         grad_weight, grad_bias = _arrays.cast(grad_weight, dtype), _arrays.cast(grad_bias, dtype)
-    return _reduced(loss, total, losses, dtype), (grad_x, grad_weight, None if b is None else grad_bias)
+    return _reduced_as(loss, total, losses, dtype), (grad_x, grad_weight, None if b is None else grad_bias)
 
 
 # ---- the library itself ---------------------------------------------------------------------------------------------------

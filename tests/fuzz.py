@@ -582,11 +582,12 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
     if chunk is None:
         yield
         return
-    names = {"_SMALL", "_SMALL_EXP", "_LEAST", "_MOST"} & set(vars(functional))
+    names = {"_SMALL", "_SHORT", "_LEAST", "_MOST"} & set(vars(functional))
     assert len(names) == 4, "the sizes of chunks have other names now"
     sizes = dict.fromkeys(names, chunk) | (dict.fromkeys(["_STREAM", "_STREAM_ROW"], 0) if stream else {})
     with (
         mock.patch.multiple(functional, **sizes),
+        mock.patch.object(functional, "_rows_of_chunk", functional._rows_of_chunk.__wrapped__),  # without what it remembers
         mock.patch.object(_affine, "CHUNK", chunk),
         fastsoftmax.num_threads(threads),
     ):

@@ -146,8 +146,8 @@ def test_a_kernel_writes_its_rows_and_no_others(n_classes, first, last, dtype, r
     for name, arguments in {
         "softmax": (logits, out, n_classes, False),
         "log_softmax": (logits, out, n_classes, False),
-        "softmax_backward": (logits, probs, out, n_classes),
-        "log_softmax_backward": (logits, probs, out, n_classes),
+        "softmax_backward": (logits, probs, out, n_classes, False),
+        "log_softmax_backward": (logits, probs, out, n_classes, False),
         "softmax_hessian": (logits, none, 1.0, out),
     }.items():
         out[...] = before

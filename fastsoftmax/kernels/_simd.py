@@ -400,6 +400,16 @@ def lane(typingctx: Any, value: Any, k: Any) -> Any:
 
 
 @intrinsic
+def with_lane(typingctx: Any, value: Any, k: Any, scalar: Any) -> Any:
+    """The vector with another number in lane k. A vector read where scalars were just stored waits for all stores before."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.insert_element(args[0], args[2], args[1])
+
+    return value(value, types.int64, value.dtype), codegen
+
+
+@intrinsic
 def widen(typingctx: Any, value: Any) -> Any:
     """16 floats as two vectors of 8 doubles: lanes 0..7 and lanes 8..15."""
     if value != V32:

@@ -106,12 +106,14 @@ def columns_exp(
                 a, b = lane_add(load(hi, at), load(lo, at), value)
                 store(hi, at, a)
                 store(lo, at, b)
-        for k in range(step * _STRIPS):
-            at = k * _HALVES
-            a, b = low_add((load(low, at), load(low, at + 8)), load(lo, k * step))
-            store(low, at, a)
-            store(low, at + 8, b)
-            store(lo, k * step, zero)
+        for lane in range(step):
+            for c in range(0, width, step):
+                k = lane * run + c
+                at = k // step * _HALVES
+                a, b = low_add((load(low, at), load(low, at + 8)), load(lo, k))
+                store(low, at, a)
+                store(low, at + 8, b)
+                store(lo, k, zero)
 
 
 @by_type

@@ -47,7 +47,6 @@ from ._simd import (
     lane,
     lanes,
     load,
-    load_first,
     load_labels,
     pointer,
     put,
@@ -58,8 +57,9 @@ from ._simd import (
     store,
     store_first,
     total,
+    with_lane,
 )  # fmt: skip
-from ._wide import row_exp, row_exp_sum, row_max, row_scale, scaled, split
+from ._wide import row_scale, rows_exp, rows_together, scaled, vector_room
 
 
 @signature(LABELS, INDEX, INDEX, DOUBLES_IN, DOUBLES_IN, returns=(INDEX, REAL))
@@ -140,39 +140,88 @@ def joined(like, low, high):
 
 # ---- wide rows ----------------------------------------------------------------------------------------------------------
 @inline
-def first_lane(z: Any, j: int) -> Any:
-    """z[j] as doubles in all lanes."""
-    return splat(np.float64(lane(load_first(z, j, 1, constant(z, 0.0, 0.0)), 0)))
+def wide_cross_entropy(
+    logits: Any, labels: Any, given: Any, ignore_index: int, losses: Any, first: int, last: int
+) -> float:  # fmt: skip
+    n, targets, out, per_row = logits.shape[1], pointer(labels, 0), pointer(losses, 0), losses.size > 0
+    most, values = rows_together(pointer(logits, 0), n), vector_room(splat(0.0))
+    maxima = vector_room(pointer(logits, 0))
+    result = 0.0
+    for i in range(first, last, most):
+        z, count = pointer(logits, i * n), min(last - i, most)
+        z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)
+        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, z, n, False)
+        store(values, 0, nonzero(kept, row_loss(z, m, z_t, d_hi, d_lo) * w))
+        for b in range(count):
+            result += item(values, b)
+            if per_row:
+                put(out, i + b, item(values, b))
+    return result
 
 
 @inline
-def row_losses(z: Any, n: int, t: int) -> float:
-    m = row_max(z, n)
-    d = row_exp_sum(z, n, m)
-    return lane(row_loss(z, splat(np.float64(m)), first_lane(z, t), d[0], d[1]), 0)
+def wide_gradient(
+    logits: Any, labels: Any, given: Any, ignore_index: int, grad_losses: Any, factor: float, losses: Any, grad: Any,
+    streaming: bool, first: int, last: int,
+) -> float:  # fmt: skip
+    n, targets, out, per_row = logits.shape[1], pointer(labels, 0), pointer(losses, 0), losses.size > 0
+    like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
+    scratch = np.empty(n if streaming else 0, logits.dtype)
+    most, values = 1 if streaming else rows_together(like, n), vector_room(splat(0.0))
+    maxima, q_hi, q_lo, at_target = vector_room(like), vector_room(like), vector_room(like), vector_room(like)
+    result = 0.0
+    for i in range(first, last, most):
+        z, g, count = pointer(logits, i * n), pointer(grad, i * n), min(last - i, most)
+        e, apart = pointer(scratch, 0) if streaming else g, 0 if streaming else n
+        z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)  # first: g may be z
+        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, e, apart, True)
+        store(values, 0, nonzero(kept, row_loss(z, m, z_t, d_hi, d_lo) * w))
+        a, e_t = w * splat(factor), splat(0.0)
+        for b in range(count):
+            t, _ = row_target(targets, i + b, ignore_index)
+            e_t = with_lane(e_t, b, np.float64(item(e, b * apart + t)))
+            if grad_losses.size:
+                a = with_lane(a, b, lane(a, b) * grad_losses[i + b])
+        q = ratio(z, a, *plus_one(d_hi, d_lo))
+        g_t = target_grad(q[0], e_t * unit(zero), d_hi, d_lo)
+        hi, lo = pair_from_doubles(zero, q, q)
+        store(q_hi, 0, hi)
+        store(q_lo, 0, lo)
+        store(at_target, 0, from_doubles(zero, g_t, g_t))
+        for b in range(count):
+            t, keep = row_target(targets, i + b, ignore_index)
+            row = shift(g, b * n)
+            if keep == 0.0:
+                row_clear(row, n)
+            else:
+                row_scale(shift(e, b * apart), n, item(q_hi, b), item(q_lo, b), row, streaming)
+                put(row, t, item(at_target, b))
+            result += item(values, b)
+            if per_row:
+                put(out, i + b, item(values, b))
+    if streaming:
+        fence()
+    return result
 
 
 @inline
-def row_gradient(z: Any, t: int, n: int, a: float, e: Any, grad: Any, streaming: bool) -> float:
-    """Write one row's gradient; return its unweighted loss. e is where the exponentials go, scratch or `grad` itself."""
-    m = row_max(z, n)
-    z_t = first_lane(z, t)
-    d = row_exp(z, n, m, e)
-    e_t = first_lane(e, t) * unit(z_t_like(z))
-    loss = lane(row_loss(z, splat(np.float64(m)), z_t, d[0], d[1]), 0)
-    s = plus_one(d[0], d[1])
-    q = ratio(z, splat(a), s[0], s[1])
-    q_hi, q_lo = split(z, q[0], q[1])
-    row_scale(e, n, q_hi, q_lo, grad, streaming)
-    g_t = target_grad(q[0], e_t, d[0], d[1])
-    store_first(grad, t, from_doubles(z_t_like(z), g_t, g_t), 1)
-    return loss
+def rows_targets(z: Any, n: int, i: int, count: int, targets: Any, given: Any, ignore_index: int) -> Any:
+    """For each row, in a double vector's lanes: the logit of its class, its weight, and whether it counts."""
+    z_t, w, kept = splat(0.0), splat(0.0), splat(0.0)
+    for b in range(count):
+        t, keep = row_target(targets, i + b, ignore_index)
+        z_t, kept = with_lane(z_t, b, np.float64(item(z, b * n + t))), with_lane(kept, b, keep)
+        w = with_lane(w, b, row_weight(i + b, t, given))
+    return z_t, w, kept
 
 
 @inline
-def z_t_like(z: Any) -> Any:
-    """Any vector of the type that z points to."""
-    return constant(z, 0.0, 0.0)
+def row_target(targets: Any, i: int, ignore_index: int) -> Any:
+    """(the row's class, 1.0), or (0, 0.0) where it is ignored."""
+    t = item(targets, i)
+    if t == ignore_index:
+        return 0, 0.0
+    return t, 1.0
 
 
 @inline
@@ -333,15 +382,7 @@ def cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, lo
     n, given = logits.shape[1], given_weights(class_weight, sample_weight)
     if n < NARROW:
         return narrow_cross_entropy(logits, targets, given, ignore_index, losses, first, last)
-    result = 0.0
-    for i in range(first, last):
-        loss = 0.0
-        if targets[i] != ignore_index:
-            loss = row_losses(pointer(logits, i * n), n, targets[i]) * row_weight(i, targets[i], given)
-        result += loss
-        if losses.size:
-            losses[i] = loss
-    return result
+    return wide_cross_entropy(logits, targets, given, ignore_index, losses, first, last)
 
 
 @signature(
@@ -359,23 +400,6 @@ def cross_entropy_with_grad(
         return narrow_gradient(
             logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
         )
-    result = 0.0
-    scratch = np.empty(n if streaming else 0, logits.dtype)
-    for i in range(first, last):
-        z, g = pointer(logits, i * n), pointer(grad, i * n)
-        loss = 0.0
-        if targets[i] == ignore_index:
-            row_clear(g, n)
-        else:
-            weight = row_weight(i, targets[i], given)
-            a = weight * factor
-            if grad_losses.size:
-                a *= grad_losses[i]
-            e = pointer(scratch, 0) if streaming else g
-            loss = weight * row_gradient(z, targets[i], n, a, e, g, streaming)
-        result += loss
-        if losses.size:
-            losses[i] = loss
-    if streaming:
-        fence()
-    return result
+    return wide_gradient(
+        logits, targets, given, ignore_index, grad_losses, factor, losses, grad, streaming, first, last
+    )

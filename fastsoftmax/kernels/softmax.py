@@ -1,4 +1,4 @@
-"""softmax, log_softmax and logsumexp over rows of n classes, one after the other; wide and narrow each in their own way."""
+"""softmax, log_softmax and logsumexp over rows of n classes; wide and narrow rows each in their own way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._narrow import NARROW, load_tile, store_tile, tile_exp, tile_max, tile_roo
 from ._simd import (
     constant,
     fence,
-    lane,
+    item,
     lanes,
     load,
     load_first,
@@ -33,7 +33,7 @@ from ._simd import (
     store,
     store_first,
 )  # fmt: skip
-from ._wide import row_exp, row_exp_sum, row_max, row_scale, row_subtract, scaled, split
+from ._wide import row_scale, row_subtract, rows_exp, rows_together, scaled, vector_room
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
@@ -42,12 +42,19 @@ def softmax(logits, probs, n, streaming, first, last):
         narrow_softmax(logits, probs, n, first, last)
         return
     scratch = np.empty(n if streaming else 0, logits.dtype)
-    for i in range(first, last):
-        z, p = pointer(logits, i * n), pointer(probs, i * n)
-        e = pointer(scratch, 0) if streaming else p
-        d = row_exp(z, n, row_max(z, n), e)
-        q_hi, q_lo = split(z, *ratio(z, splat(1.0), *plus_one(d[0], d[1])))
-        row_scale(e, n, q_hi, q_lo, p, streaming)
+    like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
+    most = 1 if streaming else rows_together(like, n)
+    maxima, q_hi, q_lo = vector_room(like), vector_room(like), vector_room(like)
+    for i in range(first, last, most):
+        p, count = pointer(probs, i * n), min(last - i, most)
+        e, apart = pointer(scratch, 0) if streaming else p, 0 if streaming else n
+        _, d_hi, d_lo = rows_exp(pointer(logits, i * n), n, count, most, maxima, e, apart, True)
+        q = ratio(like, splat(1.0), *plus_one(d_hi, d_lo))
+        hi, lo = pair_from_doubles(zero, q, q)
+        store(q_hi, 0, hi)
+        store(q_lo, 0, lo)
+        for b in range(count):
+            row_scale(shift(e, b * apart), n, item(q_hi, b), item(q_lo, b), shift(p, b * n), streaming)
     if streaming:
         fence()
 
@@ -86,12 +93,15 @@ def log_softmax(logits, log_probs, n, streaming, first, last):
     if n < NARROW:
         narrow_log_softmax(logits, log_probs, n, first, last)
         return
-    for i in range(first, last):
-        z, out = pointer(logits, i * n), pointer(log_probs, i * n)
-        m = row_max(z, n)
-        d = row_exp_sum(z, n, m)
-        log = log1p_pair(z, d[0], d[1])
-        row_subtract(z, n, m, split(z, log[0], log[1])[0], out, streaming)
+    like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
+    most, maxima, logs = rows_together(like, n), vector_room(like), vector_room(like)
+    for i in range(first, last, most):
+        z, out, count = pointer(logits, i * n), pointer(log_probs, i * n), min(last - i, most)
+        _, d_hi, d_lo = rows_exp(z, n, count, most, maxima, z, n, False)
+        log = log1p_pair(like, d_hi, d_lo)
+        store(logs, 0, pair_from_doubles(zero, log, log)[0])
+        for b in range(count):
+            row_subtract(shift(z, b * n), n, item(maxima, b), item(logs, b), shift(out, b * n), streaming)
     if streaming:
         fence()
 
@@ -137,12 +147,14 @@ def logsumexp(logits, lse, n, first, last):
             value = from_doubles(m, shifted_log(tile, m0, a[0], a[1]), shifted_log(tile, m1, b[0], b[1]))
             store_first(pointer(lse, 0), i, value, rows)
     else:
-        for i in range(first, last):
-            z = pointer(logits, i * n)
-            m = row_max(z, n)
-            d = row_exp_sum(z, n, m)
-            value = shifted_log(z, splat(np.float64(m)), d[0], d[1])
-            lse[i] = lane(from_doubles(load_first(z, 0, 0, splat(m)), value, value), 0)
+        z, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
+        most, maxima = rows_together(z, n), vector_room(z)
+        for i in range(first, last, most):
+            count = min(last - i, most)
+            row = shift(z, i * n)
+            m, d_hi, d_lo = rows_exp(row, n, count, most, maxima, row, n, False)
+            value = shifted_log(z, m, d_hi, d_lo)
+            store_first(pointer(lse, 0), i, from_doubles(zero, value, value), count)
     for i in range(first, last):  # an infinite maximum is the result, as in SciPy and torch, unless there is a NaN
         if lse[i] != lse[i]:
             largest_, bad = logits[i * n], False
