@@ -20,8 +20,8 @@ from .kernels import KERNELS
 Array = NDArray[Any]
 
 THIN = 10  # classes: as many as the thin kernels take
-CHUNK = 1 << 24  # multiply-adds: 150 us; two of them are worth a second thread
-QUIET = 1 << 22  # multiply-adds: below, the GIL is kept: handing it over costs up to 5 ms beside a busy Python thread
+SMALL = 1 << 22  # multiply-adds, 40 us: up to here one thread, which keeps the GIL (see `_threads`)
+CHUNK = 1 << 24  # of a chunk where there are more than two, 150 us
 COST = 2e-5  # microseconds a multiplication
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
 WIDE = 256  # columns: beyond, the kernel copies panels of weight
@@ -45,11 +45,13 @@ def _blas() -> bool:
 def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
     """(number of chunks, size of each): a power of two, so that two or four threads get equal shares.
 
+    Two as soon as a second thread gains by it (128 x 784 x 100, float32: 100 -> 53 us), more of them where they stay large.
+
     More than four only of twice the grain: each chunk copies the panels again (1024 x 1024 x 1000 on one thread, float64:
     4 chunks take 0.93 of the time of 8).
     """
-    n_chunks = 1
-    while n_chunks * CHUNK < work and n_chunks * (2 if n_chunks < 4 else 4) * grain <= n:
+    n_chunks = 1 if work <= SMALL or n < 2 * grain else 2
+    while n_chunks > 1 and n_chunks * CHUNK < work and n_chunks * (2 if n_chunks < 4 else 4) * grain <= n:
         n_chunks *= 2
     size = -(-n // n_chunks)
     size = max(1, size + -size % GRAIN)
@@ -57,8 +59,8 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
 
 
 def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN, run: Any = run_rows) -> Any:
-    n_chunks, size = _chunks(n, work, grain) if work > CHUNK else (1, n)
-    return call(0, n, work > QUIET) if n_chunks == 1 else run(call, n, size, work * COST)
+    n_chunks, size = _chunks(n, work, grain)
+    return call(0, n, work > SMALL) if n_chunks == 1 else run(call, n, size, work * COST)
 
 
 @cache
@@ -77,8 +79,8 @@ def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: boo
             return np.maximum(out, 0, out=out) if relu else out
     kernel, n, work = KERNELS["affine"][out.dtype], len(out), x.size * weight.shape[1]
     b = _nothing(out.dtype) if bias is None else bias
-    if work <= CHUNK:
-        kernel(x, weight, b, False, relu, out, 0, n, work > QUIET)
+    if work <= SMALL:
+        kernel(x, weight, b, False, relu, out, 0, n, 0)
     else:
         grain = PANEL if weight.shape[1] > WIDE else GRAIN
         _run(lambda *rows: kernel(x, weight, b, False, relu, out, *rows), n, work, grain)
@@ -92,10 +94,10 @@ def affine_grad_x(grad_out: Array, weight: Array, out: Array) -> Array:
             return np.matmul(grad_out, weight.T, out=out)
     kernel, none = KERNELS["affine"][out.dtype], _nothing(out.dtype)
     n, work = len(out), out.size * weight.shape[1]
-    if work <= CHUNK:
-        kernel(grad_out, weight, none, True, False, out, 0, n, work > QUIET)
+    if work <= SMALL:
+        kernel(grad_out, weight, none, True, False, out, 0, n, 0)
     else:
-        _run(lambda *rows: kernel(grad_out, weight, none, True, False, out, *rows), n, work, PANEL)
+        _run(lambda *rows: kernel(grad_out, weight, none, True, False, out, *rows), n, work, PANEL // 2)
     return out
 
 
@@ -116,7 +118,7 @@ def affine_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: A
         kernel = KERNELS["thin_grad_weight"][x.dtype]
         parts, parts_bias, size = _parts(len(x), weight_out)
         _run(lambda *rows: kernel(grad_out, x, parts, parts_bias, size, *rows), len(x), work)
-        KERNELS["add_thin_parts"][x.dtype](parts, parts_bias, weight_out, bias_out, work > QUIET)
+        KERNELS["add_thin_parts"][x.dtype](parts, parts_bias, weight_out, bias_out, work > SMALL)
 
 
 def affine_backward(grad_out: Array, x: Array, weight: Array, need_grad_x: bool) -> tuple[Array | None, Array, Array]:
@@ -155,7 +157,7 @@ def thin_head(
         len(x), x.size * weight.shape[1], run=sum_rows,
     )  # fmt: skip
     if grad_weight is not None and grad_bias is not None:
-        KERNELS["add_thin_parts"][dtype](parts, parts_bias, grad_weight, grad_bias, work > QUIET)
+        KERNELS["add_thin_parts"][dtype](parts, parts_bias, grad_weight, grad_bias, work > SMALL)
     return total
 
 

@@ -588,7 +588,7 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
     with (
         mock.patch.multiple(functional, **sizes),
         mock.patch.object(functional, "_rows_of_chunk", functional._rows_of_chunk.__wrapped__),  # without what it remembers
-        mock.patch.object(_affine, "CHUNK", chunk),
+        mock.patch.multiple(_affine, SMALL=chunk, CHUNK=chunk),
         fastsoftmax.num_threads(threads),
     ):
         yield
