@@ -170,7 +170,7 @@ def test_short_calls_are_repeated_within_a_sample(monkeypatch):
     clock = Clock(monkeypatch)
     times = timing.in_turn({"a": clock.call("a", 1e-4)}, seconds=0, least_rounds=1)
     assert times["a"] == pytest.approx(1e-4)
-    assert len(clock.log) == 2 + 10 + 10 + 10  # to see how long it takes, twice; a sample of 1 ms that does not count, one that does
+    assert len(clock.log) == 2 + 10 + 10 + 10  # its time, twice; a sample of 1 ms that does not count, one that does
 
 
 def test_a_peer_is_shown_at_its_best(monkeypatch):
