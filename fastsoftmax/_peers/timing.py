@@ -21,7 +21,7 @@ take a core from the next in turn: it waits, and makes calls that do not count f
 workers are awake and its arrays in cache. Pinned to one core nobody has workers, and nobody waits."""
 
 LONG_SECONDS = 50e-3
-"""Calls longer than this neither wait nor warm up: it would change nothing but the time spent."""
+"""Calls longer than this do not warm up: it would change nothing but the time spent."""
 
 FIRST_SECONDS = 10.0
 """A first call may compile: unless it took longer than this, a second one says how long a call takes."""
@@ -64,12 +64,12 @@ def in_turn(calls: dict[str, Callable[[], Any]], seconds: float = 0.5, least_rou
     end, rounds = perf_counter() + seconds, 0
     while rounds < least_rounds or perf_counter() < end:
         for name, call in calls.items():
+            if rounds == 0 and single[name] >= LONG_SECONDS:  # its first call was its first sample
+                continue
+            sleep(settle)
             repeats = _repeats(single[name])
             if single[name] < LONG_SECONDS:
-                sleep(settle)
                 _timed(call, repeats)
-            elif rounds == 0:  # its first call was its first sample
-                continue
             samples[name].append(_timed(call, repeats))
         rounds += 1
     return {name: statistics.median(values) for name, values in samples.items()}
