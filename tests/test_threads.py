@@ -155,7 +155,7 @@ def test_workers_help():
 
 @several_processors
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system moves threads as it likes")
-def test_a_worker_woken_on_the_callers_processor_leaves_it_and_may_come_back():
+def test_a_worker_keeps_off_the_callers_processor_and_may_come_back_later():
     x, everywhere = np.ones((2000, 1000), np.float32), os.sched_getaffinity(0)
     with fs.num_threads(2):
         fs.softmax(x)
