@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ import fastsoftmax
 # fails for everybody.
 settings.register_profile("fastsoftmax", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("fastsoftmax")
+
+# A shell lets its background jobs ignore Ctrl-C, and they all that they start: tests that press it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # (input, dtype, operation) -> {library: worst ulps}, filled by test_numerics.py.
 WORST_ULPS: dict[tuple[str, str, str], dict[str, float]] = {}

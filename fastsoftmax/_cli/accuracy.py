@@ -6,8 +6,7 @@ import json
 
 from .. import _peers
 from .._peers.accuracy import INPUTS, OPERATIONS, worst_ulps
-from .bench import progress
-from .table import show
+from .table import progress, show
 
 
 def print_accuracy(ops: list[str], dtypes: list[str], as_json: bool = False) -> int:

@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable
 
 from .. import _peers
 from .._peers import timing
 from . import fail
-from .table import seconds, show
+from .table import progress, seconds, show
 
 SHAPES = {
     "affine": "128x784x100,128x784x10",
@@ -23,8 +22,6 @@ SHAPES = {
     "training_epoch": "12800x784x100x10",
 }
 LOGITS_SHAPES = "1x10,128x10,8192x10,128x1000,1024x1000"
-
-Item = TypeVar("Item")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,13 +118,6 @@ def verdict(times: dict[str, float]) -> str:
         return "-"
     best = min(peers, key=peers.__getitem__)
     return f"{peers[best] / min(ours):.2f}x {best}"
-
-
-def progress(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """`items`, under a progress bar that leaves nothing behind and is not there when nobody looks."""
-    from tqdm import tqdm
-
-    return iter(tqdm(list(items), desc=what, leave=False, disable=None))
 
 
 def _child(args: argparse.Namespace, n_threads: int) -> int:

@@ -13,8 +13,8 @@ from ..gradcheck import GradientCheck, gradient_check
 from ..kernels import kernel
 from ..models import MLP
 from . import positive
-from .bench import measure, progress
-from .table import seconds, show
+from .bench import measure
+from .table import progress, seconds, show
 
 GOOD_ACCURACY = 0.97
 TRAINING = (  # the kernels of an MLP's training steps

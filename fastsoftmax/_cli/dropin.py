@@ -7,8 +7,7 @@ import json
 from .. import _threads
 from .._peers import timing
 from .._peers.dropin import DropinCase, dropin_cases
-from .bench import progress
-from .table import seconds, show
+from .table import progress, seconds, show
 
 
 def print_dropin(dtypes: list[str], n_threads: int, seconds_each: float, as_json: bool = False) -> int:

@@ -1,9 +1,12 @@
-"""Plain-text tables and units for people."""
+"""What people see while they wait and at the end: a progress bar, tables, units."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 def seconds(value: float) -> str:
@@ -24,3 +27,10 @@ def show(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int
         if number == 0:
             print("  ".join("-" * w for w in widths))
     sys.stdout.flush()
+
+
+def progress(items: Iterable[Item], what: str) -> Iterator[Item]:
+    """`items`, under a progress bar that leaves nothing behind and is not there when nobody looks."""
+    from tqdm import tqdm
+
+    return iter(tqdm(list(items), desc=what, leave=False, disable=None))

@@ -6,7 +6,7 @@ import argparse
 from time import perf_counter
 
 from ..kernels import KERNELS, environment, kernel
-from .bench import progress
+from .table import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
