@@ -212,10 +212,10 @@ def test_a_kernel_that_fails_raises(threads, tmp_path):
     import fastsoftmax as fs
     from fastsoftmax._threads import run_rows
     from fastsoftmax.kernels import kernel
-    x, lse = np.full((1000, 100), np.nan), np.empty(10)
+    x, too_short = np.zeros((1000, 100)), np.ones(10)
     fs.set_num_threads(int(sys.argv[1]))
     try:
-        run_rows(lambda *rows: kernel("logsumexp", "float64")(x, lse, 100, *rows), 1000, 7)
+        run_rows(lambda *rows: kernel("softmax_hessian", "float64")(x, too_short, 1.0, np.empty_like(x), *rows), 1000, 7)
     except RuntimeError as error:
         print(error)
     print(np.all(fs.softmax(np.zeros((1000, 100))) == 0.01))
