@@ -45,7 +45,6 @@ _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identi
 _SMALL, _SHORT = 1 << 16, 1 << 16
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17  # how many, and elements of one: 1 to 40 us
-_STRIPS = 16  # of columns, 64 bytes each, that one thread takes at the least: with half of it two threads are slower than one
 _STREAM, _STREAM_ROW = 24 << 20, 1 << 12  # bytes of output, of a row: beyond the last-level cache, go past it
 
 
@@ -87,6 +86,11 @@ def _streams(out: Array, n_classes: int) -> bool:
     return out.nbytes >= _STREAM and n_classes * out.itemsize >= _STREAM_ROW
 
 
+def _strips_together(strips: int) -> int:
+    """Strips of 64 bytes: runs of 1 KiB in memory, or of 512 bytes where there would be nothing for a second thread."""
+    return min(16, max(8, strips // 2))
+
+
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
 def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     """A kernel (rows in, rows out) along the axes of an array of any layout."""
@@ -105,7 +109,7 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         kernel = KERNELS[name + "_columns"][dtype]
         strip = 64 // x.itemsize  # columns that kernels take together
         strips = x.size // (n_classes * inner) * -(-inner // strip)
-        shape, least = (strips, strip * n_classes), _STRIPS
+        shape, least = (strips, strip * n_classes), _strips_together(strips)
         _over_rows(kernel, (x, result, n_classes, inner), shape, least)
         return result
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
@@ -142,7 +146,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
             kernel(logits, result, n_classes, how, 0, n_rows, 0)
         else:
             if how:
-                shape, least = (n_rows, size // n_rows), _STRIPS
+                shape, least = (n_rows, size // n_rows), _strips_together(n_rows)
             else:
                 shape, least, how = (n_rows, n_classes), 1, _streams(result, n_classes) and result is not logits
             _over_rows(kernel, (logits, result, n_classes, how), shape, least, 0)
