@@ -7,7 +7,7 @@ of threads, and what the chunks give is added in their order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -42,6 +42,7 @@ def _blas() -> bool:
     return not import_module(".kernels._target", __package__).WIDE
 
 
+@lru_cache(maxsize=256)
 def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
     """(number of chunks, size of each): a power of two, so that two or four threads get equal shares.
 
@@ -83,7 +84,7 @@ def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: boo
         kernel(x, weight, b, False, relu, out, 0, n, 0)
     else:
         grain = PANEL if weight.shape[1] > WIDE else GRAIN
-        _run(lambda *rows: kernel(x, weight, b, False, relu, out, *rows), n, work, grain)
+        _run(partial(kernel, x, weight, b, False, relu, out), n, work, grain)
     return out
 
 
@@ -97,7 +98,7 @@ def affine_grad_x(grad_out: Array, weight: Array, out: Array) -> Array:
     if work <= SMALL:
         kernel(grad_out, weight, none, True, False, out, 0, n, 0)
     else:
-        _run(lambda *rows: kernel(grad_out, weight, none, True, False, out, *rows), n, work, PANEL // 2)
+        _run(partial(kernel, grad_out, weight, none, True, False, out), n, work, PANEL // 2)
     return out
 
 
@@ -111,13 +112,13 @@ def affine_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: A
             bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
     elif n_out > THIN or adding:
         kernel = KERNELS["affine_grad_weight"][x.dtype]
-        _run(lambda *columns: kernel(grad_out, x, weight_out, bias_out, adding, *columns), n_in, work, PANEL)
+        _run(partial(kernel, grad_out, x, weight_out, bias_out, adding), n_in, work, PANEL)
     elif len(x) == 0:
         weight_out[...], bias_out[...] = 0, 0
     else:
         kernel = KERNELS["thin_grad_weight"][x.dtype]
         parts, parts_bias, size = _parts(len(x), weight_out)
-        _run(lambda *rows: kernel(grad_out, x, parts, parts_bias, size, *rows), len(x), work)
+        _run(partial(kernel, grad_out, x, parts, parts_bias, size), len(x), work)
         KERNELS["add_thin_parts"][x.dtype](parts, parts_bias, weight_out, bias_out, work > SMALL)
 
 
@@ -149,13 +150,11 @@ def thin_head(
     else:
         parts, parts_bias, size = _parts(len(x), grad_weight)
     work = x.size * weight.shape[1] * (1 if grad_weight is None else 2)
-    total: float = _run(
-        lambda *rows: kernel(
-            x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
-            parts, parts_bias, size, *rows,
-        ),
-        len(x), x.size * weight.shape[1], run=sum_rows,
+    call = partial(
+        kernel, x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
+        parts, parts_bias, size,
     )  # fmt: skip
+    total: float = _run(call, len(x), x.size * weight.shape[1], run=sum_rows)
     if grad_weight is not None and grad_bias is not None:
         KERNELS["add_thin_parts"][dtype](parts, parts_bias, grad_weight, grad_bias, work > SMALL)
     return total

@@ -423,13 +423,21 @@ def gradients_of(params: Sequence[Array], grads: Sequence[ArrayLike]) -> list[Ar
     """The gradients of an optimizer's parameters as kernels take them, in the parameters' dtypes."""
     if len(grads) != len(params):
         raise ValueError(f"grads must be as many as params, {len(params)}, got {len(grads)}")
-    checked = []
-    for i, (param, grad) in enumerate(zip(params, grads)):
+    checked: list[Array] = []
+    for param, grad in zip(params, grads):
         g = array(grad, "grads")
         if g.shape != param.shape:
-            raise ValueError(f"grads[{i}] must have the parameter's shape {param.shape}, got {g.shape}")
+            raise ValueError(f"grads[{len(checked)}] must have the parameter's shape {param.shape}, got {g.shape}")
         checked.append(contiguous(g, param.dtype))
     return checked
+
+
+def penalties_of(params: Sequence[Array], l2: Sequence[float] | None) -> list[float]:
+    """The L2 penalty's factor for each of an optimizer's parameters."""
+    penalties = [0.0] * len(params) if l2 is None else [*map(float, l2)]
+    if len(penalties) != len(params):
+        raise ValueError(f"l2 must be as many numbers as params, {len(params)}, got {len(penalties)}")
+    return penalties
 
 
 def same_params(slots: Sequence[Sequence[Array]], params: Sequence[Array]) -> None:

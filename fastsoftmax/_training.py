@@ -83,6 +83,7 @@ class Run:
         self.sample_weight, self.class_weight = sample_weight, class_weight
         self.batches = Batches(x, batch_size=batch_size, scale=model.scale, dtype=model.dtype)
         self.buffers = model._buffers(self.batches.batch_size)
+        self.params, self.l2 = model.params, [model.l2, 0.0] * len(model.layers)  # the penalty is on weights, not biases
         self.shuffle, self.validation, self.patience = shuffle, validation, patience
         self.checkpoint, self.checkpoint_every = checkpoint is not None, checkpoint_every
         self._path = checkpoint or ""
@@ -134,7 +135,7 @@ class Run:
             self._diverged(loss)
         if not self._good_params or history.n_steps % SNAPSHOT_EVERY == 0:
             self._keep_good()
-        model.optimizer.step(model.params, grads, model._decay)
+        model.optimizer.step(self.params, grads, self.l2)
         history.n_steps += 1
         position.row += n_rows
         position.loss_sum += loss * n_rows

@@ -228,10 +228,6 @@ class Classifier:
         """The parameters themselves, not copies: ``[weight, bias]`` of each layer in turn."""
         return [param for layer in self._fitted() for param in (layer.weight, cast(Array, layer.bias))]
 
-    @property
-    def _decay(self) -> list[float]:
-        return [self.l2, 0.0] * len(self.layers)  # the penalty is on weights, not biases
-
     def _fitted(self) -> list[Affine]:
         if not self.layers:
             _arrays.not_fitted(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ class Optimizer:
         self.learning_rate = _arrays.number("learning_rate", learning_rate, low=0.0)
         self.n_steps = 0
         self.slots: list[list[Array]] = []
-        self._bound: list[tuple[Array, bool, list[Array]]] = []  # with whether kernels take it as it lies in memory
+        self._params: list[Array] = []
+        self._plain: list[bool] = []  # whether kernels take them as they lie in memory
 
     def step(self, params: Sequence[Array], grads: Sequence[Array], l2: Sequence[float] | None = None) -> None:
         """Update every array of ``params`` in place.
@@ -52,13 +54,13 @@ class Optimizer:
         TypeError, ValueError
             Arrays that do not fit, found before anything is changed.
         """
-        if len(params) != len(self._bound) or any(p is not bound[0] for p, bound in zip(params, self._bound)):
+        if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
             self._bind(params)
-        grads = _arrays.gradients_of(params, grads)
+        grads, penalties = _arrays.gradients_of(self._params, grads), _arrays.penalties_of(self._params, l2)
         self.n_steps += 1
-        for i, (param, plain, slots) in enumerate(self._bound):
+        for param, plain, grad, slots, penalty in zip(self._params, self._plain, grads, self.slots, penalties):
             values = param if plain else param.copy(order="C")
-            self._update(values, grads[i], slots, 0.0 if l2 is None else float(l2[i]))
+            self._update(values, grad, slots, penalty)
             if not plain:
                 param[...] = values
 
@@ -68,7 +70,7 @@ class Optimizer:
         if not self.slots:
             self.slots = [[np.zeros_like(p, order="C") for _ in range(self._n_slots)] for p in params]
         _arrays.same_params(self.slots, params)
-        self._bound = [(p, p.flags.c_contiguous and p.flags.aligned, slots) for p, slots in zip(params, self.slots)]
+        self._params, self._plain = params, [p.flags.c_contiguous and p.flags.aligned for p in params]
 
     def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
         raise NotImplementedError
@@ -92,7 +94,7 @@ class Optimizer:
 
     def set_state(self, n_steps: int, slots: list[list[Array]]) -> None:
         """Go on from a state that was kept: the steps taken, and for each parameter what it remembers."""
-        self.n_steps, self.slots, self._bound = n_steps, slots, []
+        self.n_steps, self.slots, self._params = n_steps, slots, []
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"

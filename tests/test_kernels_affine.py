@@ -17,7 +17,7 @@ GUARD = 77.0
 SHAPES = [
     (1, 1, 1), (1, 784, 100), (2, 40, 300), (3, 5, 49), (5, 0, 3), (0, 5, 3), (0, 5, 30), (7, 1100, 12), (9, 20, 130),
     (17, 33, 5), (40, 600, 1100), (65, 49, 10), (128, 1000, 10), (270, 17, 1), (300, 2100, 8), (530, 30, 11),
-    (130, 129, 47), (13, 1030, 33),
+    (130, 129, 47), (13, 1030, 33), (18, 1031, 20), (33, 50, 34), (1030, 19, 17), (9, 600, 18), (40, 3, 2),
 ]  # fmt: skip
 
 
@@ -61,6 +61,17 @@ def test_forward(shape, dtype, rng):
     _affine.affine(x, weight, None, without)
     assert_product(without, x, weight)
     check()
+
+
+@pytest.mark.parametrize("n_out", [17, 20, 34, 50, 100])
+def test_the_columns_beside_it_change_no_bit_of_a_column(n_out, dtype, rng):
+    x, weight, bias, grad_out = make((37, 1030, n_out + 16), dtype, rng)
+    alone = [np.ascontiguousarray(a[..., :n_out]) for a in (weight, bias, grad_out)]
+    wide, narrow = fs.affine(x, weight, bias), fs.affine(x, *alone[:2])
+    np.testing.assert_array_equal(narrow, wide[:, :n_out])
+    np.testing.assert_array_equal(
+        fs.affine_backward(alone[2], x, alone[0])[1], fs.affine_backward(grad_out, x, weight)[1][:, :n_out]
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

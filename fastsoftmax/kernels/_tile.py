@@ -16,6 +16,7 @@ from numba.extending import intrinsic, models, register_model
 from ._simd import (
     _I32,
     _I64,
+    Vector,
     _address,
     _align,
     _call,
@@ -32,6 +33,7 @@ from ._target import WIDE
 
 # 24 of 32 registers hold sums, or 12 of 16 (a vector is two registers then), and leave room for one step's operands.
 ROWS, VECTORS = (8, 3) if WIDE else (6, 1)
+FOURS = 16  # rows of a tile with quarters of four rows in a vector; the lines of 32 rows of 4 KB would not fit a first cache
 
 
 class Tile(types.Type):
@@ -219,6 +221,59 @@ def multiply_add_lanes(
         return _pack(builder, acc, [builder.load(slot) for slot in sums])
 
     return acc(acc, a, i64, i64, b, i64, i64, i64, i64, i64), codegen
+
+
+@intrinsic
+def multiply_add_quarters(
+    typingctx: Any, acc: Any, a: Any, a_row: Any, rows: Any, b: Any, b_step: Any, columns: Any, n: Any
+) -> Any:
+    """What `multiply_add` makes of an empty tile one vector wide where only a quarter of its lanes, or fewer, are `columns`.
+
+    Four rows share a vector of sums: a quarter of the multiplications, in the same chains. acc's rows are a multiple of four.
+    """
+    vector, i64 = vector_of(acc.dtype), types.int64
+    quarter = Vector(acc.dtype, vector.lanes // 4)
+    size = quarter.lanes
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, a_, a_row_, rows_, b_, b_step_, columns_, n_ = args
+        a_rows = [builder.gep(a_, [builder.mul(_clamped(builder, r, rows_), a_row_)]) for r in range(acc.rows)]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(vector.llvm, None)) for _ in a_rows[::4]]
+        mask, zero, count = _first(builder, columns_, size), ir.Constant(quarter.llvm, None), ir.Constant(_I64, size)
+
+        def joined(t: Any, load: Any) -> list[Any]:
+            """Steps [t, t + size) of a, four rows to a vector."""
+            read = [load(_address(builder, p, t, quarter)) for p in a_rows]
+            pairs = [_shuffle(builder, x, y, [*range(2 * size)]) for x, y in zip(read[::2], read[1::2])]
+            return [_shuffle(builder, x, y, [*range(4 * size)]) for x, y in zip(pairs[::2], pairs[1::2])]
+
+        def step(t: Any, s: int, factors: list[Any]) -> None:
+            at = builder.mul(builder.add(t, ir.Constant(_I64, s)), b_step_)
+            value = _masked_load(builder, _address(builder, b_, at, quarter), quarter, mask, zero)
+            value = _shuffle(builder, value, value, [*range(size)] * 4)
+            for slot, x in zip(sums, factors):
+                factor = _shuffle(builder, x, x, [lane // size * size + s for lane in range(vector.lanes)])
+                name = f"llvm.fmuladd.{vector.suffix}"
+                builder.store(_call(builder, name, vector.llvm, factor, value, builder.load(slot)), slot)
+
+        whole = builder.mul(builder.sdiv(n_, count), count)
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), whole, count, _I64) as (t, _):
+            _once(builder)
+            factors = joined(t, lambda address: builder.load(address, align=_align(vector)))
+            for s in range(size):
+                step(t, s, factors)
+        left = builder.sub(n_, whole)
+        with builder.if_then(builder.icmp_signed(">", left, ir.Constant(_I64, 0))):
+            inside = _first(builder, left, size)
+            factors = joined(whole, lambda address: _masked_load(builder, address, quarter, inside, zero))
+            for s in range(size - 1):
+                with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, s), left)):
+                    step(whole, s, factors)
+        ended = [builder.load(slot) for slot in sums]
+        moved = [[(lane + q * size) % vector.lanes for lane in range(vector.lanes)] for q in range(4)]
+        return _pack(builder, acc, [_shuffle(builder, x, x, lanes) for x in ended for lanes in moved])
+
+    return acc(acc, a, i64, i64, b, i64, i64, i64), codegen
 
 
 def _add_across(builder: Any, values: list[Any]) -> Any:

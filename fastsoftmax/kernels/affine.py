@@ -2,7 +2,8 @@
 
 Three ways, chosen by shape alone:
 (a) Tiles of results in registers, lanes along the columns of the result (`_tile`). The second factor is copied, a panel of
-    columns at a time, where its rows lie far apart or where it has to be transposed.
+    columns at a time, where its rows lie far apart or where it has to be transposed. The last few columns, if they would fill
+    no more than a quarter of a vector, get tiles of their own.
 (b) Few columns (at most `THIN`): most of a vector would be empty. x @ weight then has its lanes along n_in, with weight
     transposed once, and x.T @ grad_out is computed as (grad_out.T @ x).T. grad_out @ weight.T, tiles of (a), takes all columns
     of a few rows before the next ones: large results go to memory in whole lines, past the caches.
@@ -34,6 +35,7 @@ from ._simd import (
 )  # fmt: skip
 from ._target import WIDE
 from ._tile import (
+    FOURS,
     ROWS,
     VECTORS,
     across,
@@ -42,6 +44,7 @@ from ._tile import (
     multiply_add,
     multiply_add_ahead,
     multiply_add_lanes,
+    multiply_add_quarters,
     positive_part,
     store_tile,
     stream_tile,
@@ -53,6 +56,7 @@ THIN, FEW = 10, 3
 DEPTH = 1024
 SLAB = 512
 BLOCK = 512  # rows of x that pass through all panels before the next ones do: they stay in the second cache
+REST_ROWS, REST_VECTORS = (4, 6) if WIDE else (4, 2)  # the tile of `rest_product`
 SPREAD = 32  # vectors from row to row, beyond which panels are copied: each row of a panel is on a page of its own then
 # (b)'s tiles: rows of x by classes, classes by vectors of x
 LANE_ROWS, LANE_COLUMNS = (2, 10) if WIDE else (1, 5)
@@ -99,13 +103,39 @@ def panel_product_ended(acc, a, a_row, n_rows, b, b_vector, b_step, columns, n, 
         to = shift(out, i * out_row)
         ask_for_tile(to, out_row, rows, columns)
         c = multiply_add(acc, shift(a, i * a_row), a_row, 1, rows, b, b_vector, b_step, columns, n)
-        if begun:
-            c = add_tile(c, to, out_row, rows, columns)
-        if biased:
-            c = add_row(c, bias, columns)
-        if relu:
-            c = positive_part(c)
-        store_tile(c, to, out_row, rows, columns)
+        end_tile(c, to, out_row, rows, columns, begun, biased, bias, relu)
+
+
+@inline
+def panel_rest_ended(a, a_row, n_rows, b, b_step, columns, n, out, out_row, begun, biased, bias, relu):
+    """The same for the few columns that `rest` leaves to a panel of their own."""
+    acc = tile(a, FOURS, 1)
+    for i in range(0, n_rows, FOURS):
+        rows, to = min(FOURS, n_rows - i), shift(out, i * out_row)
+        c = multiply_add_quarters(acc, shift(a, i * a_row), a_row, rows, b, b_step, columns, n)
+        end_tile(c, to, out_row, rows, columns, begun, biased, bias, relu)
+
+
+@inline
+def end_tile(c, out, out_row, rows, columns, begun, biased, bias, relu):
+    """What is left to do to a tile of sums before it is written, and write it."""
+    if begun:
+        c = add_tile(c, out, out_row, rows, columns)
+    if biased:
+        c = add_row(c, bias, columns)
+    if relu:
+        c = positive_part(c)
+    store_tile(c, out, out_row, rows, columns)
+
+
+@inline
+def rest(like, n_out):
+    """How many columns are left over by whole vectors, if no more than a quarter of one; else 0: tiles take them too.
+
+    Tiles would spend a whole vector on them: of 128 x 784 x 100, float32, a seventh of the work for 4 columns.
+    """
+    columns = n_out % lanes(like)
+    return columns if columns <= lanes(like) // 4 else 0
 
 
 @inline
@@ -201,6 +231,7 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
     if n_rows <= FEW and not copied:
         vectors = (n_out + step - 1) // step  # reading weight is all the work: not one load more than must be
         span = (7 if (vectors + 6) // 7 == (vectors + 7) // 8 else 8) * step
+    whole = n_out - rest(w, n_out) if n_rows > ROWS else n_out
     scratch = np.empty((min(n_in, DEPTH) * VECTORS + step + 1) * step if copied else 0, out.dtype)
     panel = aligned(scratch)
     for i in range(0, n_rows, BLOCK):
@@ -208,8 +239,9 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
         for k in range(0, max(n_in, 1), DEPTH):
             depth = min(DEPTH, n_in - k)
             begun, ended = k > 0, k + DEPTH >= n_in
-            for j in range(0, n_out, span):
-                columns = min(span, n_out - j)
+            j = 0
+            while j < n_out:
+                columns = min(span, whole - j) if j < whole else n_out - j
                 p, q, c = shift(x_, i * n_in + k), shift(w, k * n_out + j), shift(to, i * n_out + j)
                 q_vector, q_step = step, n_out
                 if copied:
@@ -219,7 +251,11 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
                         copy_panel(q, n_out, depth, columns, panel)
                     q, q_vector, q_step = panel, depth * step, step
                 add, rectify, add_to = biased and ended, relu and ended, shift(b, j)
-                if rows <= FEW and columns <= 7 * step:
+                if j == whole:
+                    panel_rest_ended(
+                        p, n_in, rows, q, q_step, columns, depth, c, n_out, begun, add, add_to, rectify
+                    )  # fmt: skip
+                elif rows <= FEW and columns <= 7 * step:
                     panel_product_ended(
                         tile(p, 1, 7), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
                         add, add_to, rectify,
@@ -244,7 +280,32 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
                         tile(p, ROWS, 1), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
                         add, add_to, rectify,
                     )  # fmt: skip
+                j += columns
     keep_alive(scratch)
+
+
+@inline
+def rest_product(grad_out, n_out, columns, x, n_in, n, width, turned, out, begun):
+    """out (+)= x.T @ grad_out for `columns` of grad_out's n_out columns and `width` of x's n_in, lanes along the latter.
+
+    All are pointers; `turned` has room for the transposed result and a square.
+    """
+    step, zero = lanes(x), constant(x, 0.0, 0.0)
+    row = (width + step - 1) // step * step
+    square = shift(turned, REST_ROWS * row)
+    acc = tile(x, REST_ROWS, REST_VECTORS)
+    for k in range(0, width, REST_VECTORS * step):
+        m = min(REST_VECTORS * step, width - k)
+        c = multiply_add(acc, grad_out, 1, n_out, columns, shift(x, k), step, n_in, m, n)
+        store_tile(c, shift(turned, k), row, columns, m)
+    for k in range(0, width, step):
+        m = min(step, width - k)
+        load_transposed(shift(turned, k), row, columns, m, square)
+        for t in range(m):
+            to, value = shift(out, (k + t) * n_out), load(square, t * step)
+            if begun:
+                value = value + load_first(to, 0, columns, zero)
+            store_first(to, 0, value, columns)
 
 
 @signature(MATRIX_IN, MATRIX_IN, MATRIX_OUT, VECTOR_OUT, FLAG, INDEX, INDEX)
@@ -256,26 +317,29 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
     n_rows, n_in, n_out = x.shape[0], x.shape[1], grad_out.shape[1]
     step = lanes(pointer(x, 0))
     copied, width = n_out > SPREAD * step, last - first
-    room = SLAB * (VECTORS * step + width + ROWS) + 2 * step if copied else 0
-    scratch = np.empty(room, x.dtype)
+    span, whole = VECTORS * step, n_out if copied else n_out - rest(pointer(x, 0), n_out)
+    room = SLAB * (span + width + ROWS) + 2 * step if copied else (REST_ROWS + 1) * step * (width // step + step)
+    scratch = np.empty(room if copied or whole < n_out else 0, x.dtype)
     panel = aligned(scratch)
     slab = shift(panel, SLAB * VECTORS * step)
     ones = np.ones(1, x.dtype)
-    span = VECTORS * step
     for i in range(0, max(n_rows, 1), SLAB):
         n, begun = min(SLAB, n_rows - i), adding or i > 0
         a, a_tile, a_step = pointer(x, i * n_in + first), 1, n_in
         if copied:
             copy_slab(a, n_in, n, width, slab)
             a, a_tile, a_step = slab, n, ROWS
-        for j in range(0, n_out, span):
-            columns = min(span, n_out - j)
+        j = 0
+        while j < n_out:
+            columns = min(span, whole - j) if j < whole else n_out - j
             b, to = pointer(grad_out, i * n_out + j), pointer(grad_weight, first * n_out + j)
             b_vector, b_step = step, n_out
             if copied:
                 copy_panel(b, n_out, n, columns, panel)
                 b, b_vector, b_step = panel, n * step, step
-            if columns > 2 * step:
+            if j == whole:
+                rest_product(b, n_out, columns, pointer(x, i * n_in + first), n_in, n, width, panel, to, begun)
+            elif columns > 2 * step:
                 panel_product(
                     tile(a, ROWS, VECTORS), a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun
                 )
@@ -290,6 +354,7 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
             if first == 0 and grad_bias.size:
                 one, to = pointer(ones, 0), pointer(grad_bias, j)
                 panel_product(tile(a, 1, VECTORS), one, 0, 0, 0, 1, b, b_vector, b_step, columns, n, to, 0, begun)
+            j += columns
     keep_alive(scratch)
     keep_alive(ones)
 
