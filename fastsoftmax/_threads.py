@@ -13,6 +13,7 @@ import atexit
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +22,20 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS, JOB_ROWS, KERNELS, WORKER
+from .kernels import (
+    ALONE,
+    BOARD,
+    CLOSED,
+    JOB,
+    JOB_BOARD,
+    JOB_HELPERS,
+    JOB_HOLDS,
+    JOB_LONG,
+    JOB_RESULTS,
+    JOB_ROWS,
+    KERNELS,
+    WORKER,
+)
 
 # ---- how many threads ----------------------------------------------------------------------------------------------
 
@@ -35,7 +49,8 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1; 1 means the calling thread alone. Results are the same bits for every number.
+        At least 1; 1 means the calling thread alone. Calls take fewer where there is little to do, and where other programs
+        keep the processors busy. Results are the same bits for every number.
 
     Raises
     ------
@@ -54,6 +69,12 @@ def get_num_threads() -> int:
     ``OMP_NUM_THREADS`` says so (as joblib does for its worker processes).
     """
     return _within.get() or _set or _default()
+
+
+def threads_now() -> int:
+    """How many threads a call that begins now is given: 1 while calls work alone (see `kernels._board`)."""
+    threads = get_num_threads()
+    return 1 if threads > 1 and (until := _pool.board.item(ALONE)) and time.monotonic_ns() < until else threads
 
 
 @contextmanager
@@ -111,8 +132,8 @@ def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, co
     the compiled code. `cost` is about how many microseconds it will take one thread. `results` is the address of a place
     for what the kernel, if it returns a number, returns for each chunk.
     """
-    pool = _pool
-    _, job, helpers = (_new_job if results else _job)(pool, n_rows, size, get_num_threads(), cost < _QUICK, results)
+    pool, threads = _pool, threads_now()
+    _, job, helpers = (_new_job if results else _job)(pool, n_rows, size, threads, cost < _QUICK, cost > _LONG, results)
     if helpers:
         pool.ask(helpers, cost)
     call(0, n_rows, job)
@@ -128,12 +149,12 @@ def sum_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, co
     return total
 
 
-def _new_job(pool: _Pool, n_rows: int, size: int, threads: int, holds: bool, results: int) -> tuple[Any, int, int]:
+def _new_job(pool: _Pool, n_rows: int, size: int, threads: int, holds: bool, long: bool, results: int) -> tuple[Any, int, int]:
     """The array, to be kept while compiled code reads it, its address, and how many workers may help."""
     helpers = max(0, min(threads - 1, -(-n_rows // size) - 1, pool.most))
     job = np.empty(JOB, np.int64)
     board = pool.address if helpers else 0
-    fields = {JOB_ROWS: size, JOB_BOARD: board, JOB_HELPERS: helpers, JOB_HOLDS: holds, JOB_RESULTS: results}
+    fields = {JOB_ROWS: size, JOB_BOARD: board, JOB_HELPERS: helpers, JOB_HOLDS: holds, JOB_LONG: long, JOB_RESULTS: results}
     job[list(fields)] = list(fields.values())
     return job, _address(job), helpers
 
@@ -148,8 +169,8 @@ def _address(array: Any) -> int:
 
 # ---- the pool ------------------------------------------------------------------------------------------------------
 # In microseconds. Shorter calls keep the GIL: to hand it over and back costs 5 ms beside a busy Python thread. To wake a
-# sleeping worker costs the caller up to 30: a tenth of the work it is done for.
-_QUICK, _WAKING = 30.0, 300.0
+# sleeping worker costs the caller up to 30: a tenth of the work it is done for. Long calls look at a clock that takes 0.4.
+_QUICK, _WAKING, _LONG = 30.0, 300.0, 100.0
 
 
 class _Pool:

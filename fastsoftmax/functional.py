@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
-from ._threads import get_num_threads, num_threads, run_rows, set_num_threads, sum_rows
+from ._threads import get_num_threads, num_threads, run_rows, set_num_threads, sum_rows, threads_now
 from .kernels import KERNELS, build_all, environment
 
 __all__ = [
@@ -67,7 +67,7 @@ def _over_rows(
     """Run ``kernel(*arguments, first, last, job)`` over the rows, in chunks of a multiple of `least` rows."""
     n_rows, n_columns = shape
     work = n_rows * n_columns
-    if work <= small or get_num_threads() == 1:
+    if work <= small or threads_now() == 1:
         kernel(*arguments, 0, n_rows, work > _SMALL)  # True: without the GIL
     else:
         run_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape, least), work * _COST)
@@ -86,9 +86,9 @@ def _streams(out: Array, n_classes: int) -> bool:
     return out.nbytes >= _STREAM and n_classes * out.itemsize >= _STREAM_ROW
 
 
-def _strips_together(strips: int) -> int:
-    """Strips of 64 bytes: runs of 1 KiB in memory, or of 512 bytes where there would be nothing for a second thread."""
-    return min(16, max(8, strips // 2))
+def _strips_together(strips: int, nbytes: int) -> int:
+    """Strips of 64 bytes: runs of 1 KiB in memory; in caches of 512 bytes where there would be nothing for a second thread."""
+    return 16 if nbytes >= _STREAM else min(16, max(8, strips // 2))
 
 
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         kernel = KERNELS[name + "_columns"][dtype]
         strip = 64 // x.itemsize  # columns that kernels take together
         strips = x.size // (n_classes * inner) * -(-inner // strip)
-        shape, least = (strips, strip * n_classes), _strips_together(strips)
+        shape, least = (strips, strip * n_classes), _strips_together(strips, x.nbytes)
         _over_rows(kernel, (x, result, n_classes, inner), shape, least)
         return result
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
@@ -146,7 +146,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
             kernel(logits, result, n_classes, how, 0, n_rows, 0)
         else:
             if how:
-                shape, least = (n_rows, size // n_rows), _strips_together(n_rows)
+                shape, least = (n_rows, size // n_rows), _strips_together(n_rows, logits.nbytes)
             else:
                 shape, least, how = (n_rows, n_classes), 1, _streams(result, n_classes) and result is not logits
             _over_rows(kernel, (logits, result, n_classes, how), shape, least, 0)

@@ -20,7 +20,7 @@ import pytest
 import fastsoftmax as fs
 from fastsoftmax import _threads
 from fastsoftmax._threads import run_rows, sum_rows
-from fastsoftmax.kernels import BOARD, KERNELS, WORKER
+from fastsoftmax.kernels import ALONE, BOARD, KERNELS, WORKER
 
 
 def run(code, *, timeout=120, **env):
@@ -162,6 +162,7 @@ def test_a_worker_keeps_off_the_callers_processor_and_may_come_back_later():
         worker = _threads._pool.workers[0].native_id
         for here in sorted(everywhere)[:2]:
             asleep_within(5.0)
+            _threads._pool.board[ALONE] = 0  # the machine may have been busy a moment ago
             try:
                 os.sched_setaffinity(0, {here})  # of this thread alone
                 fs.softmax(x)
@@ -189,6 +190,53 @@ def test_workers_that_find_nothing_to_do_sleep():
     with fs.num_threads(2):
         fs.softmax(x)
     asleep_within(5.0)
+
+
+@several_processors
+def test_while_calls_work_alone_no_worker_is_woken():
+    x = np.random.default_rng(0).standard_normal((2000, 1000))
+    with fs.num_threads(2):
+        expected = fs.softmax(x)
+        asleep_within(5.0)
+        _threads._pool.board[ALONE] = time.monotonic_ns() + 10**12
+        try:
+            assert _threads.threads_now() == 1
+            for _ in range(20):
+                np.testing.assert_array_equal(fs.softmax(x), expected)
+            asleep_within(0.0)
+        finally:
+            _threads._pool.board[ALONE] = 0
+        assert _threads.threads_now() == 2
+
+
+@several_processors
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no clock of a thread's own")
+def test_beside_busy_neighbours_calls_come_to_work_alone_for_a_while():
+    """On two processors, with two other processes that never wait."""
+    script = """
+        import os, subprocess, sys, time
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+        import numpy as np
+        import fastsoftmax as fs
+        from fastsoftmax import _threads
+
+        x = np.ones({shape}, np.float32)
+        fs.set_num_threads(2)
+        fs.softmax(x)
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+        try:
+            end = time.monotonic() + 30
+            while _threads.threads_now() == 2 and time.monotonic() < end:
+                fs.softmax(x)
+            alone = _threads.threads_now()
+        finally:
+            for process in busy:
+                process.kill()
+        time.sleep(1.5)
+        print(alone, _threads.threads_now())
+    """
+    for shape in (60, 1000), (4000, 1000):  # short and long calls look at different clocks
+        assert run(script.format(shape=shape)) == "1 2"
 
 
 def test_a_call_beside_another_works_alone():

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ._layout import BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS, JOB_ROWS, WORKER
+from ._layout import ALONE, BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_LONG, JOB_RESULTS, JOB_ROWS, WORKER
 from ._lock import building
 
 __all__ = [
-    "BOARD", "CLOSED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES",
-    "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
+    "ALONE", "BOARD", "CLOSED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG", "JOB_RESULTS", "JOB_ROWS",
+    "KERNELS", "MODULES", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
 ]  # fmt: skip
 
 # kernel name -> the module of this folder that defines the function of that name.

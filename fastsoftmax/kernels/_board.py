@@ -11,6 +11,10 @@ A worker keeps off the caller's processor: the system wakes a thread where its w
 calls (1024 x 1000, float32, after a pause: 200 to 850 us, and 300 with one thread). So its waker forbids it that processor,
 and it is allowed it again when it runs; and one that finds itself there all the same leaves.
 
+A processor that something else keeps busy is no help: each few milliseconds the system gives it away, and the call waits for
+the chunk that lies there, where one thread would have been moved out of the way. So caller and workers see how long they are
+kept waiting, and calls work alone for a while, longer each time if that is still so, with the workers asleep.
+
 The board is an array of int64. Its state: 0, nothing there; OPEN + the number of workers inside; TAKEN + the same, while the
 call that put something there fills or empties it. Two calls at a time: the second finds it taken and works alone.
 """
@@ -25,12 +29,16 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
-from ._layout import ARGUMENT, CALLER, FUNCTION, LIMIT, STATE, TICKET
+from ._layout import ALONE, ARGUMENT, BEGUN, CALLER, FUNCTION, LIMIT, PERIOD, STATE, TICKET, USED
 
 OPEN, TAKEN = 1 << 40, 1 << 41
 _PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
+
+KEPT = 500_000  # nanoseconds without a processor that are more than the system's own small tasks
+_LONGEST = 10**9  # nanoseconds for which calls work alone at a time
+_MONOTONIC, _OF_THREAD = 1, 3  # Linux's clocks
 
 _int64, _byte = ir.IntType(64), ir.IntType(8)
 _X86 = platform.machine() in ("x86_64", "AMD64")
@@ -130,6 +138,25 @@ def processor(typingctx: Any) -> Any:
     return types.int64(), codegen
 
 
+def _clock(kind: int) -> Any:
+    def of(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            if not LINUX:
+                return _int64(0)
+            time = cgutils.alloca_once(builder, _int64, size=2)  # seconds and nanoseconds
+            _call(builder, "clock_gettime", ir.IntType(32), ir.Constant(ir.IntType(32), kind), time)
+            seconds, rest = (builder.load(builder.gep(time, [_int64(k)])) for k in range(2))
+            return builder.add(builder.mul(seconds, _int64(10**9)), rest)
+
+        return types.int64(), codegen
+
+    return intrinsic(of)
+
+
+now = _clock(_MONOTONIC)  # 20 ns
+used = _clock(_OF_THREAD)  # the time that this thread had a processor; 400 ns
+
+
 @intrinsic
 def this_thread(typingctx: Any) -> Any:
     """What `allow` knows this thread by."""
@@ -208,7 +235,7 @@ def at(typingctx: Any, board: Any, field: Any) -> Any:
 
 
 # ---- compiled into every kernel's entry -------------------------------------------------------------------------------
-def offer(board: int, function: int, argument: int, limit: int) -> bool:
+def offer(board: int, function: int, argument: int, limit: int, long: int) -> bool:
     """Put function(argument) on the board for up to `limit` workers; whether there was room."""
     if board == 0 or not replace(at(board, STATE), 0, TAKEN):
         return False
@@ -216,12 +243,14 @@ def offer(board: int, function: int, argument: int, limit: int) -> bool:
     write(at(board, ARGUMENT), argument)
     write(at(board, LIMIT), limit)
     write(at(board, CALLER), processor())
+    write(at(board, BEGUN), now())
+    write(at(board, USED), used() if long else 0)
     add(at(board, TICKET), 1)
     add(at(board, STATE), OPEN - TAKEN)
     return True
 
 
-def take_back(board: int) -> None:
+def take_back(board: int, long: int) -> None:
     """Let nobody in any more, and wait for those inside: they are at their last chunk."""
     add(at(board, STATE), TAKEN - OPEN)
     looks = 0
@@ -230,4 +259,21 @@ def take_back(board: int) -> None:
         looks += 1
         if looks > _PATIENCE:
             give_way()
+    end = now()
+    if end - read(at(board, BEGUN)) > KEPT:
+        work_alone(board, end, end - read(at(board, BEGUN)) - (used() - read(at(board, USED)) if long else 0))
     write(at(board, STATE), 0)
+
+
+@register_jitable
+def work_alone(board: int, time: int, kept: int) -> None:
+    """Let calls work alone (`_threads.threads_now`) if one of their threads was kept waiting for a processor so long.
+
+    Four times as long as it was kept; again so soon after the last time, twice as long as then. Beside a neighbour that
+    stays that is a hundredth of the time.
+    """
+    if kept > KEPT and time >= read(at(board, ALONE)):
+        period = read(at(board, PERIOD))
+        period = min(2 * period, _LONGEST) if time - read(at(board, ALONE)) < period else 4 * kept
+        write(at(board, PERIOD), period)
+        write(at(board, ALONE), time + period)

@@ -19,7 +19,7 @@ from numba.np.numpy_support import from_dtype
 from ._board import offer, take_back
 from ._borrow import Borrowed, as_array
 from ._cache import DiskCache
-from ._layout import JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS, JOB_ROWS
+from ._layout import JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_LONG, JOB_RESULTS, JOB_ROWS
 
 # error_model "numpy": a division by zero gives inf or NaN, as in NumPy, and leaves no branch in the loop.
 # fastmath stays off: it folds away the rounding tricks of the exponential and drops NaN; where a sum may be
@@ -208,14 +208,15 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
             builder.store(frame, address)
             share = _share(context, builder.module, compiled, sig, frame.type)
             release()
-            board, argument = builder.load(field(JOB_BOARD)), builder.ptrtoint(address, _int64)
+            board, long = builder.load(field(JOB_BOARD)), builder.load(field(JOB_LONG))
+            argument = builder.ptrtoint(address, _int64)
             offered = context.compile_internal(
-                builder, offer, types.boolean(*[types.int64] * 4),
-                [board, builder.ptrtoint(share, _int64), argument, builder.load(field(JOB_HELPERS))],
+                builder, offer, types.boolean(*[types.int64] * 5),
+                [board, builder.ptrtoint(share, _int64), argument, builder.load(field(JOB_HELPERS)), long],
             )  # fmt: skip
             builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), _int64(0)])
             with builder.if_then(offered):
-                context.compile_internal(builder, take_back, types.void(types.int64), [board])
+                context.compile_internal(builder, take_back, types.void(types.int64, types.int64), [board, long])
             hold()
             failed = builder.load(builder.gep(tally, [_int64(_FAILED)]))
             with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, failed)):

@@ -1,14 +1,16 @@
 """What compiled code and Python both read and write: arrays of int64, and what lies where."""
 
-# A job: the rows of a chunk, the board's address or 0, how many workers may help, whether the caller holds the GIL, and the
-# address of a place for what the kernel returns for each chunk, if it returns anything. Many calls may share one.
-JOB = 5
-JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_RESULTS = range(JOB)
+# A job: the rows of a chunk, the board's address or 0, how many workers may help, whether the caller holds the GIL, whether
+# the call is a long one, and the address of a place for what the kernel returns for each chunk, if it returns anything. Many
+# calls may share one.
+JOB = 6
+JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_LONG, JOB_RESULTS = range(JOB)
 
 # The board, see `_board`: its state, a function and its argument, how many workers may come in, a number for each job,
-# whether workers are to end, the processor that the last caller ran on; then for each worker whether it sleeps, the lock
-# that it sleeps on, its thread, and the processor forbidden to it, plus one.
-BOARD = 7
-STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, CLOSED, CALLER = range(BOARD)
+# whether workers are to end, the processor that the last caller ran on, what two clocks said when its call began, and until
+# when and for how long calls work alone; then for each worker whether it sleeps, the lock that it sleeps on, its thread, and
+# the processor forbidden to it, plus one.
+BOARD = 11
+STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, CLOSED, CALLER, BEGUN, USED, ALONE, PERIOD = range(BOARD)
 WORKER = 4
 SLEEPS, LOCK, THREAD, FORBIDDEN = range(WORKER)

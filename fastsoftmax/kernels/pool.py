@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._board import (
+    KEPT,
     LINUX,
     OPEN,
     TAKEN,
@@ -12,13 +13,16 @@ from ._board import (
     call_at,
     drop_lock,
     new_lock,
+    now,
     pause,
     processor,
     read,
     release,
     replace,
     this_thread,
+    used,
     wait_for,
+    work_alone,
     write,
 )  # fmt: skip
 from ._jit import INDEX, inline, signature
@@ -49,6 +53,7 @@ def serve(board, worker):
     write(at(own, THREAD), this_thread())
     write(at(own, LOCK), lock)
     last, idle = -1, 0
+    seen, kept = now(), now() - used()
     while read(at(board, CLOSED)) == 0:
         ticket, state = read(at(board, TICKET)), read(at(board, STATE))
         if (
@@ -59,6 +64,10 @@ def serve(board, worker):
             leave(board)
             call_at(read(at(board, FUNCTION)), read(at(board, ARGUMENT)))
             add(at(board, STATE), -1)
+            time = now()
+            if time - seen > KEPT:
+                before, kept, seen = kept, time - used(), time
+                work_alone(board, time, kept - before)
         pause()
         idle += 1
         if idle % _GLANCE == 0:
@@ -67,6 +76,7 @@ def serve(board, worker):
             write(at(own, SLEEPS), 1)
             wait_for(lock)
             idle, forbidden = 0, read(at(own, FORBIDDEN))
+            seen, kept = now(), now() - used()
             if forbidden:
                 allow(this_thread(), forbidden - 1, True)
                 write(at(own, FORBIDDEN), 0)
