@@ -284,18 +284,26 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     return _arrays.cast(lse, x.dtype).reshape(shape)[()]
 
 
-def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
-    if (
+def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any) -> Array | None:
+    """What `_as_it_lies` is for the backward passes."""
+    if not (
         axis is _LAST and type(grad) is type(result) is np.ndarray and (shape := grad.shape) == result.shape and shape
         and (size := grad.size) and grad.dtype in KERNELS[name]
         and (out is None or (_arrays.apart(grad, out) and _arrays.apart(result, out)))
     ):  # fmt: skip
-        grad_logits, n_classes, kernel = np.empty_like(grad) if out is None else out, shape[-1], KERNELS[name][grad.dtype]
-        with contextlib.suppress(TypeError):  # of two dtypes, not C-contiguous, not aligned, ...
-            shape = size // n_classes, n_classes
-            streaming = _streams(grad_logits, n_classes) and grad_logits is not grad and grad_logits is not result
-            _over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), shape)
-            return grad_logits
+        return None
+    grad_logits, n_classes, kernel = np.empty_like(grad) if out is None else out, shape[-1], KERNELS[name][grad.dtype]
+    streaming = _streams(grad_logits, n_classes) and grad_logits is not grad and grad_logits is not result
+    try:
+        _over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
+    except TypeError:  # of two dtypes, not C-contiguous, not aligned, ...
+        return None
+    return grad_logits
+
+
+def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
+    if (grad_logits := _backward_as_it_lies(name, grad, result, axis, out)) is not None:
+        return grad_logits
     g, y = _arrays.floats(grad, names[0]), _arrays.floats(result, names[1])
     _arrays.same_shape(g, y, " and ".join(names))
     axes = _arrays.axes_of(axis, y.ndim)
