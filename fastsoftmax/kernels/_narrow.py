@@ -31,7 +31,7 @@ from ._simd import (
 )  # fmt: skip
 
 NARROW = 64  # classes
-TILES = 32 << 10  # bytes that the tiles worked on together, and five vectors for each, never exceed
+TILES = 32 << 10  # bytes that the tiles worked on together, and six vectors for each, never exceed
 tile_room = stack(TILES)
 _BLOCK = 5  # classes after which the small parts of a sum move to doubles
 
