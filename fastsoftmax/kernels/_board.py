@@ -37,7 +37,7 @@ OPEN, TAKEN = 1 << 40, 1 << 41
 _PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
 
 KEPT = 500_000  # nanoseconds without a processor that are more than the system's own small tasks
-_LONGEST = 10**9  # nanoseconds for which calls work alone at a time
+_SOON, _LONGEST = 2 * 10**7, 10**9  # nanoseconds after working alone; of working alone at a time
 _MONOTONIC, _OF_THREAD = 1, 3  # Linux's clocks
 
 _int64, _byte = ir.IntType(64), ir.IntType(8)
@@ -269,11 +269,11 @@ def take_back(board: int, long: int) -> None:
 def work_alone(board: int, time: int, kept: int) -> None:
     """Let calls work alone (`_threads.threads_now`) if one of their threads was kept waiting for a processor so long.
 
-    Four times as long as it was kept; again so soon after the last time, twice as long as then. Beside a neighbour that
-    stays that is a hundredth of the time.
+    As long as it was kept; if that is soon after the last time, twice as long as then. What happens once costs little, and
+    beside a neighbour that stays it happens once a second.
     """
     if kept > KEPT and time >= read(at(board, ALONE)):
         period = read(at(board, PERIOD))
-        period = min(2 * period, _LONGEST) if time - read(at(board, ALONE)) < period else 4 * kept
+        period = min(2 * period, _LONGEST) if time - read(at(board, ALONE)) < period + _SOON else kept
         write(at(board, PERIOD), period)
         write(at(board, ALONE), time + period)
