@@ -64,7 +64,8 @@ def test_forward(shape, dtype, rng):
 
 
 @pytest.mark.parametrize("n_out", [17, 20, 34, 50, 100])
-def test_the_columns_beside_it_change_no_bit_of_a_column(n_out, dtype, rng):
+def test_the_columns_beside_it_change_no_bit_of_a_column(n_out, dtype, rng, monkeypatch):
+    monkeypatch.setattr(_affine, "_blas", lambda: False)  # what is said of the kernels: BLAS may differ
     x, weight, bias, grad_out = make((37, 1030, n_out + 16), dtype, rng)
     alone = [np.ascontiguousarray(a[..., :n_out]) for a in (weight, bias, grad_out)]
     wide, narrow = fs.affine(x, weight, bias), fs.affine(x, *alone[:2])
