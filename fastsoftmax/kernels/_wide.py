@@ -166,7 +166,12 @@ def scaled(value, q_hi, q_lo):
 
 @inline
 def write_row(out: Any, n: int, streaming: bool, value: Any, row: Any) -> None:
-    """out[j:j+k] = value(row, j, k) for a whole row, past the cache if `streaming`; k is how many lanes count."""
+    """out[j:j+k] = value(row, j, k) for a whole row, past the cache if `streaming`; k is how many lanes count.
+
+    The last vector ends with the row and begins in the one before: after a masked store the CPU keeps loads waiting from where
+    its other lanes would lie, as where the next row begins (100 classes, float32: 44 -> 35 ns a row). It is worked out first,
+    because `out` may be what `value` reads.
+    """
     step = lanes(out)
     j = 0
     if streaming:
@@ -175,12 +180,16 @@ def write_row(out: Any, n: int, streaming: bool, value: Any, row: Any) -> None:
         while j + step <= n:
             stream(out, j, value(row, j, step))
             j += step
+        if j < n:
+            store_first(out, j, value(row, j, n - j), n - j)
+    elif n < step:
+        store_first(out, 0, value(row, 0, n), n)
     else:
-        while j + step <= n:
+        last = value(row, n - step, step)
+        while j + step < n:
             store(out, j, value(row, j, step))
             j += step
-    if j < n:
-        store_first(out, j, value(row, j, n - j), n - j)
+        store(out, n - step, last)
 
 
 @inline
