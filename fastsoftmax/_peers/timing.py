@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import Any
 
 SAMPLE_SECONDS = 1e-3
 """Short calls are repeated within a sample until it lasts this long, so that the clock's own cost does not count."""
 
-SETTLE_SECONDS = 30e-3
-"""Worker threads of OpenMP and BLAS go on spinning for a while after their work (OpenBLAS for 2**26 cycles, 26 ms) and would
-take a core from the next in turn: it waits, and makes calls that do not count for as long as a sample lasts, so that its own
-workers are awake and its arrays in cache. Pinned to one core nobody has workers, and nobody waits."""
+SETTLE_SECONDS = 10e-3
+LONGEST_SETTLE = 0.5
+"""Worker threads of OpenMP and BLAS go on spinning after their work (OpenBLAS 0.3.31 for 0.12 s) and would take a core from the
+next in turn: it waits until this process has been idle for so long, and makes calls that do not count for as long as a sample
+lasts, so that its own workers are awake and its arrays in cache. Pinned to one core nobody has workers, and nobody waits."""
 
 LONG_SECONDS = 50e-3
 """Calls longer than this do not warm up: it would change nothing but the time spent."""
@@ -53,26 +54,39 @@ def in_turn(calls: dict[str, Callable[[], Any]], seconds: float = 0.5, least_rou
     `seconds` is the time to spend on all of them together; at least `least_rounds` rounds are made whatever they cost,
     or two where a round takes seconds.
     """
+    pinned = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
     single = {name: _timed(call, 1) for name, call in calls.items()}
-    single = {name: min(time, _timed(calls[name], 1)) if time < FIRST_SECONDS else time for name, time in single.items()}
+    for name, time in single.items():
+        if time < FIRST_SECONDS:
+            _settle(pinned)
+            single[name] = min(time, _timed(calls[name], 1))
     samples = {name: [time] if time >= LONG_SECONDS else [] for name, time in single.items()}
     for name, time in single.items():  # of a short call one alone says little: it finds caches cold and threads asleep
         single[name] = min(time, _timed(calls[name], _repeats(time))) if time < SAMPLE_SECONDS else time
     if sum(single.values()) > ROUND_SECONDS:
         least_rounds = min(least_rounds, 2)
-    settle = 0.0 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1 else SETTLE_SECONDS
     end, rounds = perf_counter() + seconds, 0
     while rounds < least_rounds or perf_counter() < end:
         for name, call in calls.items():
             if rounds == 0 and single[name] >= LONG_SECONDS:  # its first call was its first sample
                 continue
-            sleep(settle)
+            _settle(pinned)
             repeats = _repeats(single[name])
             if single[name] < LONG_SECONDS:
                 _timed(call, repeats)
             samples[name].append(_timed(call, repeats))
         rounds += 1
     return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _settle(pinned: bool) -> None:
+    """Wait until no thread of this process works any more."""
+    end = perf_counter() + LONGEST_SETTLE
+    while not pinned and perf_counter() < end:
+        used = process_time()
+        sleep(SETTLE_SECONDS)
+        if process_time() - used < SETTLE_SECONDS / 5:
+            return
 
 
 def _repeats(single: float) -> int:
