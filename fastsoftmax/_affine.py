@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._threads import run_rows, sum_rows
+from ._threads import run_rows, sum_rows, threads_now
 from .kernels import KERNELS
 
 Array = NDArray[Any]
@@ -59,9 +59,12 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
     return max(1, -(-n // size)), size
 
 
-def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN, run: Any = run_rows) -> Any:
+def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN, run: Any = None) -> Any:
+    """Run a kernel in chunks, by `run` if what they give must stay apart; else one thread takes all in one piece."""
     n_chunks, size = _chunks(n, work, grain)
-    return call(0, n, work > SMALL) if n_chunks == 1 else run(call, n, size, work * COST)
+    if n_chunks == 1 or (run is None and threads_now() == 1):
+        return call(0, n, work > SMALL)
+    return (run or run_rows)(call, n, size, work * COST)
 
 
 @cache
@@ -118,7 +121,7 @@ def affine_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: A
     else:
         kernel = KERNELS["thin_grad_weight"][x.dtype]
         parts, parts_bias, size = _parts(len(x), weight_out)
-        _run(partial(kernel, grad_out, x, parts, parts_bias, size), len(x), work)
+        _run(partial(kernel, grad_out, x, parts, parts_bias, size), len(x), work, run=run_rows)
         KERNELS["add_thin_parts"][x.dtype](parts, parts_bias, weight_out, bias_out, work > SMALL)
 
 

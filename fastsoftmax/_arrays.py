@@ -379,7 +379,7 @@ def data_targets(targets: ArrayLike, n_rows: int, n_classes: int | None) -> tupl
     for row in (int(np.argmin(a)), int(np.argmax(a))):
         if not 0 <= int(a[row]) < n_classes:
             bad_label(a, row, n_classes, None)
-    return a, n_classes
+    return contiguous(a, np.dtype(np.int64)), n_classes
 
 
 def data_weights(x: ArrayLike | None, n: int, name: str) -> Array | None:
@@ -425,6 +425,12 @@ def gradients_of(params: Sequence[Array], grads: Sequence[ArrayLike]) -> list[Ar
         raise ValueError(f"grads must be as many as params, {len(params)}, got {len(grads)}")
     checked: list[Array] = []
     for param, grad in zip(params, grads):
+        if (
+            type(grad) is np.ndarray and grad.dtype is param.dtype and grad.shape == param.shape
+            and grad.flags.num & 0x101 == 0x101
+        ):  # fmt: skip
+            checked.append(grad)
+            continue
         g = array(grad, "grads")
         if g.shape != param.shape:
             raise ValueError(f"grads[{len(checked)}] must have the parameter's shape {param.shape}, got {g.shape}")

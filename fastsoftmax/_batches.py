@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ._threads import run_shares
 from .kernels import KERNELS
 
 Rows = NDArray[np.int64] | slice
 
-RELEASE_GIL = 1 << 17  # elements, 30 us: below, handing the GIL over costs more than it gives
+COST = 2e-4  # microseconds an element
 
 
 class Batches:
@@ -48,5 +49,6 @@ class Batches:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self.x)))
         batch = self._batch[: len(rows)]  # the kernel does not check rows: they are slices of this x, or a permutation
-        self._gather(self._plain, rows, self.scale, batch, 0, len(rows), batch.size > RELEASE_GIL)
+        arguments = self._plain, rows, self.scale, batch  # shared: who gathers a row finds it in its cache when it is used
+        run_shares(self._gather, arguments, len(rows), batch.size * COST)
         return batch

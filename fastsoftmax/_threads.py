@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,15 @@ def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, co
     call(0, n_rows, job)
 
 
+def run_shares(kernel: Callable[..., object], arguments: tuple[Any, ...], n: int, cost: float) -> None:
+    """Run ``kernel(*arguments, first, last, job)`` over n rows or elements, in equal chunks if it takes long enough."""
+    if cost <= _SHARE or threads_now() == 1:
+        kernel(*arguments, 0, n, cost > _QUICK)
+    else:
+        n_chunks = 1 << int(cost / _SHARE).bit_length()
+        run_rows(partial(kernel, *arguments), n, -(-n // n_chunks), cost)
+
+
 def sum_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0) -> float:
     """The same for a kernel that returns a float64; add what it returns for each chunk, in the order of the rows."""
     results = np.empty(1 + n_rows // size)
@@ -171,6 +180,7 @@ def _address(array: Any) -> int:
 # In microseconds. Shorter calls keep the GIL: to hand it over and back costs 5 ms beside a busy Python thread. To wake a
 # sleeping worker costs the caller up to 30: a tenth of the work it is done for. Long calls look at a clock that takes 0.4.
 _QUICK, _WAKING, _LONG = 30.0, 300.0, 100.0
+_SHARE = 12.0  # of a chunk, at most: to share costs 2
 
 
 class _Pool:

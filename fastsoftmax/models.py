@@ -15,7 +15,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _affine, _arrays, _checkpoint, optimizers
 from . import functional as F
-from ._batches import RELEASE_GIL, Batches
+from ._arrays import NOTHING
+from ._batches import COST, Batches
+from ._threads import run_shares
 from ._training import History, Run
 from .kernels import KERNELS
 from .layers import Affine
@@ -292,16 +294,26 @@ class Classifier:
         self, x: Array, targets: NDArray, sample_weight: Array | None, class_weight: Array | None
     ) -> tuple[float, Any, Any, Any]:
         """The loss, and its gradients for what went into the last layer, for its weight and its bias."""
-        loss, grads = F.linear_cross_entropy_with_grad(
+        layer, weighted = self.layers[-1], class_weight is not None or sample_weight is not None
+        (n_rows, n_in), n_out = x.shape, layer.weight.shape[1]
+        if targets.dtype == np.int64 and not weighted and n_out <= _affine.THIN and x.size:
+            grad_x = np.empty(x.shape, self.dtype) if self.hidden else None
+            grads = grad_x, np.empty((n_in, n_out), self.dtype), np.empty(n_out, self.dtype)
+            losses = np.empty(0, self.dtype)
+            total = _affine.thin_head(
+                x, *self._plain(layer), targets, NOTHING, NOTHING, -1, 1.0, float(n_rows), losses, *grads
+            )
+            return total / n_rows, *grads
+        loss, all_grads = F.linear_cross_entropy_with_grad(
             x,
-            self.layers[-1].weight,
+            layer.weight,
             targets,
-            self.layers[-1].bias,
+            layer.bias,
             class_weight=class_weight,
             sample_weight=sample_weight,
             need_grad_x=bool(self.hidden),
         )
-        return loss, *grads
+        return loss, *all_grads
 
     def _backward(self, grad: Any, inputs: list[Array], buffers: Buffers) -> list[Array]:
         """The gradients of the hidden layers' parameters, in the order of ``params``."""
@@ -311,7 +323,7 @@ class Classifier:
                 grad = _affine.affine_grad_x(grad, self._plain(self.layers[i + 1])[0], buffers[i][1][: len(grad)])
             _, _, grad_weight, grad_bias = buffers[i]
             active = inputs[i + 1]  # ReLU's output is positive where its input is
-            KERNELS["relu_backward"][self.dtype](grad, active, grad, 0, grad.size, grad.size > RELEASE_GIL)
+            run_shares(KERNELS["relu_backward"][self.dtype], (grad, active, grad), grad.size, grad.size * COST)
             _affine.affine_grad_weight(grad, inputs[i], grad_weight, grad_bias)
             grads = [grad_weight, grad_bias, *grads]
         return grads

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _arrays
+from ._threads import run_shares
 from .kernels import KERNELS
 
 __all__ = ["SGD", "Adam", "Optimizer"]
 
 Array = NDArray[np.floating]
 
-RELEASE_GIL = 1 << 17  # elements, 30 us: below, handing the GIL over costs more than it gives
+COST = 2e-4  # microseconds an element
 
 
 class Optimizer:
@@ -125,10 +126,10 @@ class SGD(Optimizer):
     def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
         rate, n = float(self.learning_rate), param.size
         if self.momentum:
-            update = KERNELS["momentum_update"][param.dtype]
-            update(param, grad, slots[0], rate, l2, self.momentum, self.nesterov, 0, n, n > RELEASE_GIL)
+            arguments = param, grad, slots[0], rate, l2, self.momentum, self.nesterov
+            run_shares(KERNELS["momentum_update"][param.dtype], arguments, n, n * COST)
         else:
-            KERNELS["sgd_update"][param.dtype](param, grad, rate, l2, 0, n, n > RELEASE_GIL)
+            run_shares(KERNELS["sgd_update"][param.dtype], (param, grad, rate, l2), n, n * COST)
 
 
 class Adam(Optimizer):
@@ -160,5 +161,5 @@ class Adam(Optimizer):
         # m_hat / (sqrt(v_hat) + epsilon) = m * rate / (sqrt(v) + epsilon * root): both corrections become scalars
         root = math.sqrt(1.0 - self.beta2**self.n_steps)
         rate, n = float(self.learning_rate) * root / (1.0 - self.beta1**self.n_steps), param.size
-        update = KERNELS["adam_update"][param.dtype]
-        update(param, grad, *slots, rate, l2, self.beta1, self.beta2, self.epsilon * root, 0, n, n > RELEASE_GIL)
+        arguments = param, grad, *slots, rate, l2, self.beta1, self.beta2, self.epsilon * root
+        run_shares(KERNELS["adam_update"][param.dtype], arguments, n, n * COST)
