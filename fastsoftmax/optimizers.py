@@ -59,9 +59,10 @@ class Optimizer:
             self._bind(params)
         grads, penalties = _arrays.gradients_of(self._params, grads), _arrays.penalties_of(self._params, l2)
         self.n_steps += 1
+        name, rate, *factors = self._rule()
         for param, plain, grad, slots, penalty in zip(self._params, self._plain, grads, self.slots, penalties):
-            values = param if plain else param.copy(order="C")
-            self._update(values, grad, slots, penalty)
+            values, n = param if plain else param.copy(order="C"), param.size
+            run_shares(KERNELS[name][param.dtype], (values, grad, *slots, rate, penalty, *factors), n, n * COST)
             if not plain:
                 param[...] = values
 
@@ -73,7 +74,8 @@ class Optimizer:
         _arrays.same_params(self.slots, params)
         self._params, self._plain = params, [p.flags.c_contiguous and p.flags.aligned for p in params]
 
-    def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
+    def _rule(self) -> tuple[Any, ...]:
+        """This step's kernel, which takes param, grad and the slots; the rate; and what else it takes, after the penalty."""
         raise NotImplementedError
 
     def fresh(self) -> Optimizer:
@@ -123,13 +125,9 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         self._n_slots = 1 if momentum else 0
 
-    def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
-        rate, n = float(self.learning_rate), param.size
-        if self.momentum:
-            arguments = param, grad, slots[0], rate, l2, self.momentum, self.nesterov
-            run_shares(KERNELS["momentum_update"][param.dtype], arguments, n, n * COST)
-        else:
-            run_shares(KERNELS["sgd_update"][param.dtype], (param, grad, rate, l2), n, n * COST)
+    def _rule(self) -> tuple[Any, ...]:
+        rate = float(self.learning_rate)
+        return ("momentum_update", rate, self.momentum, self.nesterov) if self.momentum else ("sgd_update", rate)
 
 
 class Adam(Optimizer):
@@ -157,9 +155,8 @@ class Adam(Optimizer):
         self.beta2 = _arrays.number("beta2", beta2, low=0.0, below=1.0)
         self.epsilon = _arrays.number("epsilon", epsilon, low=0.0)
 
-    def _update(self, param: Array, grad: Array, slots: list[Array], l2: float) -> None:
+    def _rule(self) -> tuple[Any, ...]:
         # m_hat / (sqrt(v_hat) + epsilon) = m * rate / (sqrt(v) + epsilon * root): both corrections become scalars
         root = math.sqrt(1.0 - self.beta2**self.n_steps)
-        rate, n = float(self.learning_rate) * root / (1.0 - self.beta1**self.n_steps), param.size
-        arguments = param, grad, *slots, rate, l2, self.beta1, self.beta2, self.epsilon * root
-        run_shares(KERNELS["adam_update"][param.dtype], arguments, n, n * COST)
+        rate = float(self.learning_rate) * root / (1.0 - self.beta1**self.n_steps)
+        return "adam_update", rate, self.beta1, self.beta2, self.epsilon * root
