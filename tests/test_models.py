@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import fastsoftmax as fs
 from fastsoftmax import MLP, SGD, Adam, SoftmaxRegression, gradient_check
 from fastsoftmax.datasets import load_digits
 
@@ -590,3 +591,25 @@ def test_refused_data_leave_a_trained_model_alone(rng):
             model.fit(*bad, validation=(x, targets))
     assert bits(model) == before
     assert model.history is history
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_threads_that_share_a_step_change_no_bit(rng, kind):
+    """Batches of 128 x 784: gathered, multiplied and updated by several threads."""
+    x = rng.integers(0, 256, (500, 784)).astype(kind)
+    targets = rng.integers(0, 10, 500)
+    params = []
+    for n in (1, 2, 3, 8):
+        with fs.num_threads(n):
+            model = MLP(hidden=(100, 40), scale=1 / 255, seed=3).fit(x, targets, epochs=2)
+        params.append(np.concatenate([p.ravel() for p in model.params]))
+    assert np.isfinite(params[0]).all()
+    for others in params[1:]:
+        np.testing.assert_array_equal(others, params[0])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64, np.uint64])
+def test_labels_of_any_integer_type_train_alike(rng, kind):
+    x, targets = rng.normal(size=(50, 6)), rng.integers(0, 3, 50)
+    losses = [MLP(hidden=(8,), seed=1).fit(x, t, epochs=3).history.loss for t in (targets, targets.astype(kind))]
+    assert losses[0] == losses[1]

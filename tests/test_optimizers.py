@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+import fastsoftmax as fs
 from fastsoftmax import SGD, Adam
 
 SHAPES = [(7, 5), (5,), (5, 3), (3,)]
@@ -158,6 +159,8 @@ def test_other_parameters_at_a_later_step():
         optimizer.step([np.ones(4)], [np.ones(4)])
     with pytest.raises(ValueError, match="same at every step, got 2 arrays after 1"):
         optimizer.step([first, np.ones(4)], [np.ones(3), np.ones(4)])
+    with pytest.raises(ValueError, match="l2 must be as many numbers as params, 1, got 2"):
+        optimizer.step([np.ones(3)], [np.ones(3)], [0.1, 0.0])
     with pytest.raises(ValueError, match="grads must be as many as params, 1, got 2"):
         optimizer.step([first], [np.ones(3), np.ones(4)])
     assert optimizer.n_steps == 1
@@ -169,3 +172,19 @@ def test_nothing_changes_when_something_does_not_fit():
     with pytest.raises(ValueError, match=r"grads\[1\]"):
         SGD(0.1).step(params, [np.ones(3), np.ones(3)])
     np.testing.assert_array_equal(params[0], 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_threads_that_share_an_update_change_no_bit(rng, dtype, case):
+    make, _, settings = CASES[case]
+    start, grads = rng.normal(size=300_001).astype(dtype), [rng.normal(size=300_001).astype(dtype) for _ in range(3)]
+    results = []
+    for n in (1, 2, 3, 8):
+        optimizer, param = make(**settings), start.copy()
+        with fs.num_threads(n):
+            for grad in grads:
+                optimizer.step([param], [grad], [0.1])
+        results.append(param)
+    assert not np.array_equal(results[0], start)
+    for param in results[1:]:
+        np.testing.assert_array_equal(param, results[0])

@@ -19,7 +19,7 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax import _threads
-from fastsoftmax._threads import run_rows, sum_rows
+from fastsoftmax._threads import run_rows, run_shares, sum_rows
 from fastsoftmax.kernels import ALONE, BOARD, KERNELS, WORKER
 
 
@@ -121,6 +121,19 @@ def test_kernel_runs_over_every_row_once(threads, n, size, pool_of_eight):
     np.testing.assert_array_equal(velocity, grad)
     np.testing.assert_array_equal(param, -grad)
     assert len(pool_of_eight.workers) == min(threads - 1, -(-n // size) - 1, 7)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("n", [1, 999, 1000])
+@pytest.mark.parametrize(("cost", "chunks"), [(0.0, 1), (12.0, 1), (12.1, 2), (24.1, 4), (90.0, 8)])
+def test_shares_are_of_one_size_and_miss_nothing(threads, n, cost, chunks, pool_of_eight):
+    kernel = KERNELS["momentum_update"][np.dtype("float64")]
+    param, grad, velocity = np.zeros(n), np.arange(n, dtype=float), np.zeros(n)
+    with fs.num_threads(threads):
+        run_shares(kernel, (param, grad, velocity, 1.0, 0.0, 1.0, False), n, cost)
+    np.testing.assert_array_equal(velocity, grad)
+    np.testing.assert_array_equal(param, -grad)
+    assert len(pool_of_eight.workers) == min(threads, chunks, n) - 1
 
 
 @pytest.mark.parametrize("hold", [False, True])
