@@ -169,7 +169,7 @@ def write_row(out: Any, n: int, streaming: bool, value: Any, row: Any) -> None:
     """out[j:j+k] = value(row, j, k) for a whole row, past the cache if `streaming`; k is how many lanes count.
 
     The last vector ends with the row and begins in the one before: after a masked store the CPU keeps loads waiting from where
-    its other lanes would lie, as where the next row begins (100 classes, float32: 44 -> 35 ns a row). It is worked out first,
+    its other lanes would lie, as where the next row begins (128 x 100, float32: 6.5 -> 5.7 us). It is worked out first,
     because `out` may be what `value` reads.
     """
     step = lanes(out)
