@@ -60,7 +60,7 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
 
 
 def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN, run: Any = None) -> Any:
-    """Run a kernel in chunks, by `run` if what they give must stay apart; else one thread takes all in one piece."""
+    """Run a kernel in chunks. One thread takes all in one piece, unless `run` is given: chunks that give parts stay apart."""
     n_chunks, size = _chunks(n, work, grain)
     if n_chunks == 1 or (run is None and threads_now() == 1):
         return call(0, n, work > SMALL)

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ._threads import run_shares
+from ._threads import COST, run_shares
 from .kernels import KERNELS
 
 Rows = NDArray[np.int64] | slice
-
-COST = 2e-4  # microseconds an element
 
 
 class Batches:

@@ -123,6 +123,7 @@ def _default() -> int:
 
 
 # ---- chunks --------------------------------------------------------------------------------------------------------
+COST = 2e-4  # microseconds an element, of a kernel that does little more than read and write it
 
 
 def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0, results: int = 0) -> None:

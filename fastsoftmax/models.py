@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import _affine, _arrays, _checkpoint, optimizers
 from . import functional as F
 from ._arrays import NOTHING
-from ._batches import COST, Batches
-from ._threads import run_shares
+from ._batches import Batches
+from ._threads import COST, run_shares
 from ._training import History, Run
 from .kernels import KERNELS
 from .layers import Affine
@@ -233,6 +233,9 @@ class Classifier:
     def _fitted(self) -> list[Affine]:
         if not self.layers:
             _arrays.not_fitted(self)
+        sizes = (*np.shape(self.layers[0].weight)[:1], *self.hidden, *np.shape(self.layers[-1].weight)[1:])
+        for i, (layer, n_in, n_out) in enumerate(zip(self.layers, sizes, sizes[1:])):  # somebody may have put in others
+            _arrays.layer_shapes(i, layer.weight, layer.bias, n_in, n_out)
         return self.layers
 
     def loss_and_grads(

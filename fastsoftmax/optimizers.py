@@ -16,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _arrays
-from ._threads import run_shares
+from ._threads import COST, run_shares
 from .kernels import KERNELS
 
 __all__ = ["SGD", "Adam", "Optimizer"]
 
 Array = NDArray[np.floating]
-
-COST = 2e-4  # microseconds an element
 
 
 class Optimizer:

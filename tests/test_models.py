@@ -613,3 +613,13 @@ def test_labels_of_any_integer_type_train_alike(rng, kind):
     x, targets = rng.normal(size=(50, 6)), rng.integers(0, 3, 50)
     losses = [MLP(hidden=(8,), seed=1).fit(x, t, epochs=3).history.loss for t in (targets, targets.astype(kind))]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("i", "weight", "bias"), [(0, (6, 4000), 8), (0, (6, 8), 2), (1, (7, 3), 3), (1, (8, 3), 2)])
+def test_layers_that_do_not_fit_are_refused_before_a_kernel_reads_beyond_them(rng, i, weight, bias):
+    x, targets = rng.normal(size=(50, 6)), rng.integers(0, 3, 50)
+    model = MLP(hidden=(8,), seed=1).fit(x, targets, epochs=1)
+    model.layers[i].weight, model.layers[i].bias = np.zeros(weight, np.float32), np.zeros(bias, np.float32)
+    for use in (model.loss_and_grads, model.partial_fit, model.score, lambda x, _: model.predict_proba(x)):
+        with pytest.raises(ValueError, match=rf"layers\[{i}\] must have a weight"):
+            use(x, targets)
