@@ -6,7 +6,6 @@ of threads, and what the chunks give is added in their order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from importlib import import_module
 from typing import Any
@@ -14,15 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._threads import run_rows, sum_rows, threads_now
+from ._program import NOW, Caller
+from ._threads import COST as PASS
 from .kernels import KERNELS
 
 Array = NDArray[Any]
 
 THIN = 10  # classes: as many as the thin kernels take
-SMALL = 1 << 22  # multiply-adds, 40 us: up to here one thread, which keeps the GIL (see `_threads`)
+# Multiply-adds up to which one thread is enough: 40 us; 5 in a program, where threads are together already (a step of
+# 64-100-10 on two threads: 34 -> 29 us); and of a thin head, whose parts are the same ones always.
+SMALL, SMALL_RECORDED, SMALL_HEAD = 1 << 22, 1 << 19, 1 << 16
 CHUNK = 1 << 24  # of a chunk where there are more than two, 150 us
-COST = 2e-5  # microseconds a multiplication
+COST = 1e-5  # microseconds a multiply-add
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
 WIDE = 256  # columns: beyond, the kernel copies panels of weight
 HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
@@ -43,7 +45,7 @@ def _blas() -> bool:
 
 
 @lru_cache(maxsize=256)
-def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
+def _chunks(n: int, work: int, grain: int, small: int) -> tuple[int, int]:
     """(number of chunks, size of each): a power of two, so that two or four threads get equal shares.
 
     Two as soon as a second thread gains by it (128 x 784 x 100, float32: 100 -> 53 us), more of them where they stay large.
@@ -51,7 +53,7 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
     More than four only of twice the grain: each chunk copies the panels again (1024 x 1024 x 1000 on one thread, float64:
     4 chunks take 0.93 of the time of 8).
     """
-    n_chunks = 1 if work <= SMALL or n < 2 * grain else 2
+    n_chunks = 1 if work <= small or n < 2 * grain else 2
     while n_chunks > 1 and n_chunks * CHUNK < work and n_chunks * (2 if n_chunks < 4 else 4) * grain <= n:
         n_chunks *= 2
     size = -(-n // n_chunks)
@@ -59,12 +61,13 @@ def _chunks(n: int, work: int, grain: int) -> tuple[int, int]:
     return max(1, -(-n // size)), size
 
 
-def _run(call: Callable[[int, int, int], Any], n: int, work: int, grain: int = GRAIN, run: Any = None) -> Any:
-    """Run a kernel in chunks. One thread takes all in one piece, unless `run` is given: chunks that give parts stay apart."""
-    n_chunks, size = _chunks(n, work, grain)
-    if n_chunks == 1 or (run is None and threads_now() == 1):
-        return call(0, n, work > SMALL)
-    return (run or run_rows)(call, n, size, work * COST)
+def _run(via: Caller, kernel: Any, arguments: tuple[Any, ...], n: int, work: int, grain: int = GRAIN) -> None:
+    """Have a kernel run in chunks, or where there is one thread in one piece."""
+    n_chunks, size = _chunks(n, work, grain, SMALL if via is NOW else SMALL_RECORDED)
+    if n_chunks == 1 or via.threads() == 1:
+        via.whole(kernel, arguments, n, work * COST)
+    else:
+        via.chunks(kernel, arguments, n, size, work * COST)
 
 
 @cache
@@ -73,56 +76,61 @@ def _nothing(dtype: Any, ndim: int = 1) -> Array:
     return np.empty((0,) * ndim, dtype)
 
 
-def affine(x: Array, weight: Array, bias: Array | None, out: Array, *, relu: bool = False) -> Array:
+def affine(
+    x: Array, weight: Array, bias: Array | None, out: Array, *, relu: bool = False, via: Caller = NOW
+) -> Array:  # fmt: skip
     """out = x @ weight + bias, or its positive part."""
     if weight.shape[1] > THIN and _blas():
-        with np.errstate(all="ignore"):  # inf and NaN come without a warning, as from the kernels
-            np.matmul(x, weight, out=out)
-            if bias is not None:
-                out += bias
-            return np.maximum(out, 0, out=out) if relu else out
-    kernel, n, work = KERNELS["affine"][out.dtype], len(out), x.size * weight.shape[1]
-    b = _nothing(out.dtype) if bias is None else bias
-    if work <= SMALL:
-        kernel(x, weight, b, False, relu, out, 0, n, 0)
-    else:
-        grain = PANEL if weight.shape[1] > WIDE else GRAIN
-        _run(partial(kernel, x, weight, b, False, relu, out), n, work, grain)
+        via.python(partial(_blas_affine, x, weight, bias, out, relu))
+        return out
+    n, work = len(out), x.size * weight.shape[1]
+    arguments = x, weight, _nothing(out.dtype) if bias is None else bias, False, relu, out
+    _run(via, KERNELS["affine"][out.dtype], arguments, n, work, PANEL if weight.shape[1] > WIDE else GRAIN)
     return out
 
 
-def affine_grad_x(grad_out: Array, weight: Array, out: Array) -> Array:
+def _blas_affine(x: Array, weight: Array, bias: Array | None, out: Array, relu: bool) -> None:
+    with np.errstate(all="ignore"):  # inf and NaN come without a warning, as from the kernels
+        np.matmul(x, weight, out=out)
+        if bias is not None:
+            out += bias
+        if relu:
+            np.maximum(out, 0, out=out)
+
+
+def affine_grad_x(grad_out: Array, weight: Array, out: Array, *, via: Caller = NOW) -> Array:
     """out = grad_out @ weight.T"""
     if weight.shape[1] > THIN and _blas():
-        with np.errstate(all="ignore"):
-            return np.matmul(grad_out, weight.T, out=out)
-    kernel, none = KERNELS["affine"][out.dtype], _nothing(out.dtype)
-    n, work = len(out), out.size * weight.shape[1]
-    if work <= SMALL:
-        kernel(grad_out, weight, none, True, False, out, 0, n, 0)
-    else:
-        _run(partial(kernel, grad_out, weight, none, True, False, out), n, work, PANEL // 2)
+        via.python(partial(_blas_affine, grad_out, weight.T, None, out, False))
+        return out
+    arguments = grad_out, weight, _nothing(out.dtype), True, False, out
+    _run(via, KERNELS["affine"][out.dtype], arguments, len(out), out.size * weight.shape[1], PANEL // 2)
     return out
 
 
-def affine_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: Array, *, adding: bool = False) -> None:
+def affine_grad_weight(
+    grad_out: Array, x: Array, weight_out: Array, bias_out: Array, *, adding: bool = False, via: Caller = NOW
+) -> None:  # fmt: skip
     """weight_out = x.T @ grad_out and bias_out = grad_out.sum(axis=0); or add them to what is there."""
     n_in, n_out = weight_out.shape
     work = x.size * n_out
     if n_in == 0 or (n_out > THIN and _blas()):
-        with np.errstate(all="ignore"):
-            weight_out[...] = np.matmul(x.T, grad_out) + (weight_out if adding else 0)
-            bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
+        via.python(partial(_blas_grad_weight, grad_out, x, weight_out, bias_out, adding))
     elif n_out > THIN or adding:
         kernel = KERNELS["affine_grad_weight"][x.dtype]
-        _run(partial(kernel, grad_out, x, weight_out, bias_out, adding), n_in, work, PANEL)
+        _run(via, kernel, (grad_out, x, weight_out, bias_out, adding), n_in, work, PANEL)
     elif len(x) == 0:
         weight_out[...], bias_out[...] = 0, 0
     else:
-        kernel = KERNELS["thin_grad_weight"][x.dtype]
         parts, parts_bias, size = _parts(len(x), weight_out)
-        _run(partial(kernel, grad_out, x, parts, parts_bias, size), len(x), work, run=run_rows)
-        KERNELS["add_thin_parts"][x.dtype](parts, parts_bias, weight_out, bias_out, work > SMALL)
+        via.chunks(KERNELS["thin_grad_weight"][x.dtype], (grad_out, x, parts, parts_bias, size), len(x), size, work * COST)
+        _add_parts(via, parts, parts_bias, weight_out, bias_out)
+
+
+def _blas_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: Array, adding: bool) -> None:
+    with np.errstate(all="ignore"):
+        weight_out[...] = np.matmul(x.T, grad_out) + (weight_out if adding else 0)
+        bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
 
 
 def affine_backward(grad_out: Array, x: Array, weight: Array, need_grad_x: bool) -> tuple[Array | None, Array, Array]:
@@ -134,33 +142,42 @@ def affine_backward(grad_out: Array, x: Array, weight: Array, need_grad_x: bool)
 
 def _parts(n_rows: int, weight: Array) -> tuple[Array, Array, int]:
     """Room for each chunk's share of the gradients, and the rows of a chunk."""
-    n_chunks, size = _chunks(n_rows, n_rows * weight.size, GRAIN)
+    n_chunks, size = _chunks(n_rows, n_rows * weight.size, GRAIN, SMALL_HEAD)
     n_in, n_out = weight.shape
     return np.empty((n_chunks, n_out, n_in), weight.dtype), np.empty((n_chunks, n_out), weight.dtype), size
+
+
+def _add_parts(via: Caller, parts: Array, parts_bias: Array, grad_weight: Array, grad_bias: Array) -> None:
+    arguments = parts, parts_bias, grad_weight, grad_bias
+    via.whole(KERNELS["add_thin_parts"][parts.dtype], arguments, len(grad_weight), parts.size * PASS)
 
 
 def thin_head(
     x: Array, weight: Array, bias: Array | None, labels: Array, class_weight: Array, sample_weight: Array,
     ignore_index: int, scale: float, denominator: float, losses: Array, grad_x: Array | None,
-    grad_weight: Array | None, grad_bias: Array | None,
-) -> float:  # fmt: skip
-    """Sum of the weighted losses of a head of at most `THIN` classes, and with grad_weight the gradients, in one pass."""
+    grad_weight: Array | None, grad_bias: Array | None, *, via: Caller = NOW,
+) -> Array:  # fmt: skip
+    """The weighted losses of a head of at most `THIN` classes, and with grad_weight the gradients, in one pass.
+
+    Returns the sum of each chunk's losses, to be added with `_threads.in_order`.
+    """
     kernel, dtype = KERNELS["linear_cross_entropy"][x.dtype], x.dtype
     b = _nothing(dtype) if bias is None else bias
     gx = _nothing(dtype, 2) if grad_x is None else grad_x
     if grad_weight is None:
-        parts, parts_bias, size = _nothing(dtype, 3), _nothing(dtype, 2), max(1, len(x))
+        parts, parts_bias = _nothing(dtype, 3), _nothing(dtype, 2)
+        _, size = _chunks(len(x), x.size * weight.shape[1], GRAIN, SMALL)
     else:
         parts, parts_bias, size = _parts(len(x), grad_weight)
-    work = x.size * weight.shape[1] * (1 if grad_weight is None else 2)
-    call = partial(
-        kernel, x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
+    sums = np.empty(-(-len(x) // size))
+    arguments = (
+        x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
         parts, parts_bias, size,
     )  # fmt: skip
-    total: float = _run(call, len(x), x.size * weight.shape[1], run=sum_rows)
+    via.chunks(kernel, arguments, len(x), size, x.size * weight.shape[1] * COST, sums)
     if grad_weight is not None and grad_bias is not None:
-        KERNELS["add_thin_parts"][dtype](parts, parts_bias, grad_weight, grad_bias, work > SMALL)
-    return total
+        _add_parts(via, parts, parts_bias, grad_weight, grad_bias)
+    return sums
 
 
 def wide_head_rows(n_in: int, n_out: int, itemsize: int) -> int:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -126,53 +126,51 @@ def _default() -> int:
 COST = 2e-4  # microseconds an element, of a kernel that does little more than read and write it
 
 
-def run_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0, results: int = 0) -> None:
+def run_rows(
+    call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0, results: Any = None
+) -> None:  # fmt: skip
     """Run a compiled kernel over chunks of `size` rows on up to `get_num_threads` threads.
 
     ``call(first, last, job)`` hands its arguments on to the kernel, once: the threads take chunks from each other inside
-    the compiled code. `cost` is about how many microseconds it will take one thread. `results` is the address of a place
-    for what the kernel, if it returns a number, returns for each chunk.
+    the compiled code. `cost` is about how many microseconds it will take one thread. What the kernel returns for each
+    chunk, if it returns a number, goes to the float64 array `results`.
     """
     pool, threads = _pool, threads_now()
-    _, job, helpers = (_new_job if results else _job)(pool, n_rows, size, threads, cost < _QUICK, cost > _LONG, results)
+    job, where, helpers = _job(pool, n_rows, size, threads, cost < QUICK, cost > _LONG)
+    if results is not None:
+        job = job.copy()
+        job[JOB_RESULTS], where = address(results), address(job)
     if helpers:
         pool.ask(helpers, cost)
-    call(0, n_rows, job)
-
-
-def run_shares(kernel: Callable[..., object], arguments: tuple[Any, ...], n: int, cost: float) -> None:
-    """Run ``kernel(*arguments, first, last, job)`` over n rows or elements, in equal chunks if it takes long enough."""
-    if cost <= _SHARE or threads_now() == 1:
-        kernel(*arguments, 0, n, cost > _QUICK)
-    else:
-        n_chunks = 1 << int(cost / _SHARE).bit_length()
-        run_rows(partial(kernel, *arguments), n, -(-n // n_chunks), cost)
+    call(0, n_rows, where)
 
 
 def sum_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0) -> float:
     """The same for a kernel that returns a float64; add what it returns for each chunk, in the order of the rows."""
-    results = np.empty(1 + n_rows // size)
-    run_rows(call, n_rows, size, cost, _address(results))
+    results = np.zeros(max(1, -(-n_rows // size)))
+    run_rows(call, n_rows, size, cost, results)
+    return in_order(results)
+
+
+def in_order(numbers: Any) -> float:
+    """Their sum, one added to the other: `sum` carries rounding errors on from Python 3.12 on."""
     total = 0.0
-    for result in results[: -(-n_rows // size)].tolist():  # `sum` carries rounding errors on from Python 3.12 on
-        total += result
+    for number in numbers.tolist():
+        total += number
     return total
 
 
-def _new_job(pool: _Pool, n_rows: int, size: int, threads: int, holds: bool, long: bool, results: int) -> tuple[Any, int, int]:
+@lru_cache(maxsize=256)  # a new one takes 3 us
+def _job(pool: _Pool, n_rows: int, size: int, threads: int, holds: bool, long: bool) -> tuple[Any, int, int]:
     """The array, to be kept while compiled code reads it, its address, and how many workers may help."""
     helpers = max(0, min(threads - 1, -(-n_rows // size) - 1, pool.most))
-    job = np.empty(JOB, np.int64)
-    board = pool.address if helpers else 0
-    fields = {JOB_ROWS: size, JOB_BOARD: board, JOB_HELPERS: helpers, JOB_HOLDS: holds, JOB_LONG: long, JOB_RESULTS: results}
+    job = np.zeros(JOB, np.int64)
+    fields = {JOB_ROWS: size, JOB_BOARD: pool.address if helpers else 0, JOB_HELPERS: helpers, JOB_HOLDS: holds, JOB_LONG: long}
     job[list(fields)] = list(fields.values())
-    return job, _address(job), helpers
+    return job, address(job), helpers
 
 
-_job = lru_cache(maxsize=256)(_new_job)  # a new one takes 3 us
-
-
-def _address(array: Any) -> int:
+def address(array: Any) -> int:
     """Of a writable array's data, in a quarter of the time that `array.ctypes.data` takes."""
     return ctypes.addressof(ctypes.c_char.from_buffer(array))
 
@@ -180,8 +178,7 @@ def _address(array: Any) -> int:
 # ---- the pool ------------------------------------------------------------------------------------------------------
 # In microseconds. Shorter calls keep the GIL: to hand it over and back costs 5 ms beside a busy Python thread. To wake a
 # sleeping worker costs the caller up to 30: a tenth of the work it is done for. Long calls look at a clock that takes 0.4.
-_QUICK, _WAKING, _LONG = 30.0, 300.0, 100.0
-_SHARE = 12.0  # of a chunk, at most: to share costs 2
+QUICK, _WAKING, _LONG = 30.0, 300.0, 100.0
 
 
 class _Pool:
@@ -190,7 +187,7 @@ class _Pool:
     def __init__(self) -> None:
         self.most = _processors() - 1  # with the caller one for each: more would keep each other from their processors
         self.board = np.zeros(BOARD + WORKER * self.most, np.int64)
-        self.address = _address(self.board)
+        self.address = address(self.board)
         self.workers: list[threading.Thread] = []
         self.hiring = threading.Lock()
         self.owed = 0.0  # microseconds of work since they were woken last

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from . import _arrays, _checkpoint
 from ._batches import Batches
+from ._program import Program, joined
 
 if TYPE_CHECKING:
     from .models import Classifier
@@ -83,6 +85,7 @@ class Run:
         self.sample_weight, self.class_weight = sample_weight, class_weight
         self.batches = Batches(x, batch_size=batch_size, scale=model.scale, dtype=model.dtype)
         self.buffers = model._buffers(self.batches.batch_size)
+        self._steps: dict[int, Step] = {}  # by the number of rows
         self.params, self.l2 = model.params, [model.l2, 0.0] * len(model.layers)  # the penalty is on weights, not biases
         self.shuffle, self.validation, self.patience = shuffle, validation, patience
         self.checkpoint, self.checkpoint_every = checkpoint is not None, checkpoint_every
@@ -128,19 +131,18 @@ class Run:
 
     def _step(self, rows: NDArray | slice, n_rows: int, progress: _Progress) -> None:
         model, history, position = self.model, self.model.history, self.position
-        x = self.batches.take(rows)
-        weight = None if self.sample_weight is None else self.sample_weight[rows]
-        loss, grads = model._loss_and_grads(x, self.targets[rows], weight, self.class_weight, self.buffers)
+        step = self._steps.get(n_rows)
+        if step is None:
+            step = self._steps[n_rows] = Step(self, n_rows)
+        step.choose(rows)
+        loss = step.run(None if self._good_params and history.n_steps % SNAPSHOT_EVERY else self._keep_good)
         if not math.isfinite(loss):
             self._diverged(loss)
-        if not self._good_params or history.n_steps % SNAPSHOT_EVERY == 0:
-            self._keep_good()
-        model.optimizer.step(self.params, grads, self.l2)
         history.n_steps += 1
         position.row += n_rows
         position.loss_sum += loss * n_rows
         if progress.due(n_rows):
-            accuracy = model._accuracy(model._forward(x), self.targets[rows])
+            accuracy = model._accuracy(model._forward(step.x), self.targets[rows])
             progress.show(position, position.loss_sum / position.row, accuracy=accuracy)
 
     def _end_epoch(self, progress: _Progress) -> None:
@@ -245,6 +247,47 @@ class Run:
         self._restore(params)
         model.optimizer.set_state(optimizer_steps, slots)
         model.history, self.position, self.best_params = history, position, best
+
+
+class Step:
+    """A training step on so many rows, recorded part by part: to take it is to choose rows and to run it."""
+
+    def __init__(self, run: Run, n_rows: int) -> None:
+        model, buffers = run.model, run.buffers
+        self._batches = run.batches
+        targets = np.empty_like(run.targets[:n_rows])
+        self._copied = [(run.targets, targets)]  # rows from the run's arrays into those that the calls were recorded with
+        weight = None
+        if run.sample_weight is not None:
+            weight = np.empty_like(run.sample_weight[:n_rows])
+            self._copied.append((run.sample_weight, weight))
+        gather, forward, head, backward, update = self.parts = tuple(Program() for _ in range(5))
+        self.x = run.batches.record(gather, n_rows)
+        inputs = model._hidden(self.x, buffers, forward)
+        self.loss = model._head(inputs[-1], targets, weight, run.class_weight, buffers, head)
+        model._backward(inputs, buffers, backward)
+        self.advance = model.optimizer.record(update, run.params, buffers.grads, run.l2)
+        self._gradients, self._update, self._whole = joined(*self.parts[:-1]), update, joined(*self.parts)
+
+    def choose(self, rows: NDArray | slice) -> None:
+        """The next step is about these."""
+        self._batches.choose(rows)
+        for array, copy in self._copied:
+            copy[:] = array[rows]
+
+    def run(self, keep_good: Callable[[], None] | None) -> float:
+        """The loss; `keep_good` is called between a finite one and the update of the weights that gave it."""
+        if keep_good is None:
+            self.advance()
+            self._whole.run()
+            return self.loss()
+        self._gradients.run()
+        loss = self.loss()
+        if math.isfinite(loss):
+            keep_good()
+            self.advance()
+            self._update.run()
+        return loss
 
 
 class _Interrupt:

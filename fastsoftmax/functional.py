@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
-from ._threads import get_num_threads, num_threads, run_rows, set_num_threads, sum_rows, threads_now
+from ._threads import get_num_threads, in_order, num_threads, run_rows, set_num_threads, sum_rows, threads_now
 from .kernels import KERNELS, build_all, environment
 
 __all__ = [
@@ -1032,10 +1032,11 @@ def _head(
     grad_bias = new(n_out, w.dtype) if need_grads else None
     total = 0.0
     if n_rows and n_out and n_in and n_out <= _affine.THIN and not (loss.probs.size or loss.smoothing):
-        total = _affine.thin_head(
+        sums = _affine.thin_head(
             rows, w, b, loss.labels, loss.class_weight, loss.sample_weight, loss.ignore_index, 1.0,
             loss.denominator if loss.reduction == "mean" else 1.0, losses, grad_x, grad_weight, grad_bias,
         )  # fmt: skip
+        total = in_order(sums)
     elif n_rows and n_out:
         size = _affine.wide_head_rows(n_in, n_out, w.itemsize)
         buffer = np.empty((min(size, n_rows), n_out), w.dtype)

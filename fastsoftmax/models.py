@@ -6,9 +6,9 @@ Thin: the arithmetic is in `functional`, the loop in ``_training``, the files in
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -17,7 +17,8 @@ from . import _affine, _arrays, _checkpoint, optimizers
 from . import functional as F
 from ._arrays import NOTHING
 from ._batches import Batches
-from ._threads import COST, run_shares
+from ._program import NOW, Caller
+from ._threads import COST, in_order
 from ._training import History, Run
 from .kernels import KERNELS
 from .layers import Affine
@@ -25,11 +26,18 @@ from .layers import Affine
 __all__ = ["MLP", "Classifier", "History", "SoftmaxRegression"]
 
 Array = NDArray[np.floating]
-Buffers = list[tuple[Array, ...]]  # for each hidden layer: activations, gradient, grad_weight, grad_bias
 Self = TypeVar("Self", bound="Classifier")
 
 OPTIMIZERS = {"SGD": optimizers.SGD, "Adam": optimizers.Adam}  # what a file may name
 PREDICT_ROWS = 1024  # rows scored at once: enough to keep the kernels busy, little enough to stay in cache
+
+
+class Buffers(NamedTuple):
+    """Room for a training step, which the steps of a run share."""
+
+    activations: list[Array]  # of each hidden layer
+    gradients: list[Array]  # for them
+    grads: list[Array]  # of the parameters, in their order
 
 
 class Classifier:
@@ -261,79 +269,97 @@ class Classifier:
         x, targets, sample_weight, _ = self._check_data(x, targets, sample_weight, self.n_in, n_classes)
         class_weight = _arrays.data_weights(class_weight, n_classes, "class_weight")
         batch = Batches(x, batch_size=len(x), scale=self.scale, dtype=self.dtype).take(slice(None))
-        loss, grads = self._loss_and_grads(batch, targets, sample_weight, class_weight, self._buffers(len(x)))
-        for layer, grad_weight in zip(self.layers, grads[::2]):
+        buffers = self._buffers(len(x))
+        loss = self._loss_and_grads(batch, targets, sample_weight, class_weight, buffers)()
+        for layer, grad_weight in zip(self.layers, buffers.grads[::2]):
             loss += self.l2 / 2 * float(np.vdot(layer.weight, layer.weight))
             grad_weight += self.l2 * layer.weight
-        return loss, grads
+        return loss, buffers.grads
 
     def _buffers(self, n_rows: int) -> Buffers:
-        """Room for a training step on up to so many rows; the steps of a run share it."""
-        return [
-            tuple(np.empty(shape, self.dtype) for shape in ((n_rows, n), (n_rows, n), layer.weight.shape, (n,)))
-            for n, layer in zip(self.hidden, self.layers)
-        ]
+        """Room for training steps on up to so many rows."""
+        activations, gradients = ([np.empty((n_rows, n), self.dtype) for n in self.hidden] for _ in range(2))
+        return Buffers(activations, gradients, [np.empty(p.shape, self.dtype) for p in self.params])
 
     def _loss_and_grads(
-        self, x: Array, targets: NDArray, sample_weight: Array | None, class_weight: Array | None, buffers: Buffers
-    ) -> tuple[float, list[Array]]:
+        self,
+        x: Array,
+        targets: NDArray,
+        sample_weight: Array | None,
+        class_weight: Array | None,
+        buffers: Buffers,
+        via: Caller = NOW,
+    ) -> Callable[[], float]:
         """Loss and gradients of one mini-batch, without the penalty; the work of a training step.
 
-        Everything was checked when the run began, so the hidden layers go straight to the kernels. Their gradients lie
-        in ``buffers``, until the next step.
+        Everything was checked when the run began, so the layers go straight to the kernels. The gradients lie in
+        ``buffers``; what is returned gives the loss.
         """
-        inputs = self._hidden(x, buffers)
-        loss, grad, *head_grads = self._head(inputs[-1], targets, sample_weight, class_weight)
-        return loss, self._backward(grad, inputs, buffers) + head_grads
+        inputs = self._hidden(x, buffers, via)
+        loss = self._head(inputs[-1], targets, sample_weight, class_weight, buffers, via)
+        self._backward(inputs, buffers, via)
+        return loss
 
-    def _hidden(self, x: Array, buffers: Buffers) -> list[Array]:
+    def _hidden(self, x: Array, buffers: Buffers, via: Caller) -> list[Array]:
         """What goes into each layer: x, then the activations."""
-        inputs = [_arrays.contiguous(x, self.dtype)]
-        for layer, (activations, *_) in zip(self.layers, buffers):
-            inputs.append(_affine.affine(inputs[-1], *self._plain(layer), activations[: len(x)], relu=True))
+        inputs = [via.plain(x, self.dtype)]
+        for layer, activations in zip(self.layers, buffers.activations):
+            inputs.append(_affine.affine(inputs[-1], *self._plain(layer, via), activations[: len(x)], relu=True, via=via))
         return inputs
 
     def _head(
-        self, x: Array, targets: NDArray, sample_weight: Array | None, class_weight: Array | None
-    ) -> tuple[float, Any, Any, Any]:
+        self,
+        x: Array,
+        targets: NDArray,
+        sample_weight: Array | None,
+        class_weight: Array | None,
+        buffers: Buffers,
+        via: Caller,
+    ) -> Callable[[], float]:
         """The loss, and its gradients for what went into the last layer, for its weight and its bias."""
-        layer, weighted = self.layers[-1], class_weight is not None or sample_weight is not None
-        (n_rows, n_in), n_out = x.shape, layer.weight.shape[1]
-        if targets.dtype == np.int64 and not weighted and n_out <= _affine.THIN and x.size:
-            grad_x = np.empty(x.shape, self.dtype) if self.hidden else None
-            grads = grad_x, np.empty((n_in, n_out), self.dtype), np.empty(n_out, self.dtype)
-            losses = np.empty(0, self.dtype)
-            total = _affine.thin_head(
-                x, *self._plain(layer), targets, NOTHING, NOTHING, -1, 1.0, float(n_rows), losses, *grads
+        layer, n_rows = self.layers[-1], len(x)
+        grad_x = buffers.gradients[-1][:n_rows] if self.hidden else None
+        grads = grad_x, *buffers.grads[-2:]
+        plain = targets.dtype == np.int64 and sample_weight is None and class_weight is None and x.size
+        if plain and layer.weight.shape[1] <= _affine.THIN:
+            losses, parameters = np.empty(0, self.dtype), self._plain(layer, via)
+            sums = _affine.thin_head(
+                x, *parameters, targets, NOTHING, NOTHING, -1, 1.0, float(n_rows), losses, *grads, via=via
             )
-            return total / n_rows, *grads
-        loss, all_grads = F.linear_cross_entropy_with_grad(
-            x,
-            layer.weight,
-            targets,
-            layer.bias,
-            class_weight=class_weight,
-            sample_weight=sample_weight,
-            need_grad_x=bool(self.hidden),
-        )
-        return loss, *all_grads
+            return lambda: in_order(sums) / n_rows
+        loss = np.empty(1)
 
-    def _backward(self, grad: Any, inputs: list[Array], buffers: Buffers) -> list[Array]:
-        """The gradients of the hidden layers' parameters, in the order of ``params``."""
-        grads: list[Array] = []
-        for i in range(len(buffers) - 1, -1, -1):
-            if i < len(buffers) - 1:
-                grad = _affine.affine_grad_x(grad, self._plain(self.layers[i + 1])[0], buffers[i][1][: len(grad)])
-            _, _, grad_weight, grad_bias = buffers[i]
-            active = inputs[i + 1]  # ReLU's output is positive where its input is
-            run_shares(KERNELS["relu_backward"][self.dtype], (grad, active, grad), grad.size, grad.size * COST)
-            _affine.affine_grad_weight(grad, inputs[i], grad_weight, grad_bias)
-            grads = [grad_weight, grad_bias, *grads]
-        return grads
+        def any_head() -> None:
+            loss[0], new = F.linear_cross_entropy_with_grad(
+                x,
+                layer.weight,
+                targets,
+                layer.bias,
+                class_weight=class_weight,
+                sample_weight=sample_weight,
+                need_grad_x=bool(self.hidden),
+            )
+            for mine, grad in zip(grads, new):
+                if mine is not None and grad is not None:
+                    np.copyto(mine, grad)
 
-    def _plain(self, layer: Affine) -> tuple[Array, Array]:
+        via.python(any_head)
+        return lambda: float(loss[0])
+
+    def _backward(self, inputs: list[Array], buffers: Buffers, via: Caller) -> None:
+        """The gradients of the hidden layers' parameters."""
+        for i in range(len(self.hidden) - 1, -1, -1):
+            active, grad = inputs[i + 1], buffers.gradients[i][: len(inputs[0])]
+            if i < len(self.hidden) - 1:
+                behind = buffers.gradients[i + 1][: len(grad)]
+                _affine.affine_grad_x(behind, self._plain(self.layers[i + 1], via)[0], grad, via=via)
+            # ReLU's output is positive where its input is
+            via.shares(KERNELS["relu_backward"][self.dtype], (grad, active, grad), grad.size, grad.size * COST)
+            _affine.affine_grad_weight(grad, inputs[i], *buffers.grads[2 * i : 2 * i + 2], via=via)
+
+    def _plain(self, layer: Affine, via: Caller) -> tuple[Array, Array]:
         """The layer's parameters as kernels take them, should somebody have put in arrays of another layout."""
-        return _arrays.contiguous(layer.weight, self.dtype), _arrays.contiguous(cast(Array, layer.bias), self.dtype)
+        return via.plain(layer.weight, self.dtype), via.plain(cast(Array, layer.bias), self.dtype)
 
     # ---- prediction ------------------------------------------------------------------------------------------
 
@@ -342,7 +368,7 @@ class Classifier:
         *hidden, head = self.layers
         x = _arrays.contiguous(x, self.dtype)
         for layer in hidden:
-            x = _affine.affine(x, *self._plain(layer), np.empty((len(x), layer.weight.shape[1]), self.dtype), relu=True)
+            x = _affine.affine(x, *self._plain(layer, NOW), np.empty((len(x), layer.weight.shape[1]), self.dtype), relu=True)
         return F.affine(x, head.weight, head.bias)
 
     def _blocks(self, x: NDArray) -> Iterator[tuple[slice, Array]]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _arrays
-from ._threads import COST, run_shares
+from ._program import NOW, Caller, Program
+from ._threads import COST
 from .kernels import KERNELS
 
 __all__ = ["SGD", "Adam", "Optimizer"]
@@ -29,13 +31,14 @@ class Optimizer:
 
     _settings: tuple[str, ...]  # the constructor's arguments, saved with a model
     _n_slots: int  # arrays remembered for each parameter
+    _kernel: str  # that takes a parameter, its gradient, its slots, its penalty, and the step's factors
 
     def __init__(self, learning_rate: float) -> None:
         self.learning_rate = _arrays.number("learning_rate", learning_rate, low=0.0)
         self.n_steps = 0
         self.slots: list[list[Array]] = []
         self._params: list[Array] = []
-        self._plain: list[bool] = []  # whether kernels take them as they lie in memory
+        self._factors = np.empty(4)  # of this step, see `_rule`
 
     def step(self, params: Sequence[Array], grads: Sequence[Array], l2: Sequence[float] | None = None) -> None:
         """Update every array of ``params`` in place.
@@ -56,13 +59,31 @@ class Optimizer:
         if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
             self._bind(params)
         grads, penalties = _arrays.gradients_of(self._params, grads), _arrays.penalties_of(self._params, l2)
+        self._advance()
+        self._update(NOW, grads, penalties)
+
+    def record(
+        self, program: Program, params: Sequence[Array], grads: Sequence[Array], l2: Sequence[float]
+    ) -> Callable[[], Any]:
+        """Make `step` part of a program; returns what is to be called before each of its runs."""
+        if type(self).step is not Optimizer.step:  # somebody's own
+            program.python(lambda: self.step(params, grads, l2))
+            return lambda: None
+        self._bind(params)
+        self._update(program, [program.plain(g, p.dtype) for p, g in zip(params, grads)], l2)
+        return self._advance
+
+    def _advance(self) -> None:
         self.n_steps += 1
-        name, rate, *factors = self._rule()
-        for param, plain, grad, slots, penalty in zip(self._params, self._plain, grads, self.slots, penalties):
-            values, n = param if plain else param.copy(order="C"), param.size
-            run_shares(KERNELS[name][param.dtype], (values, grad, *slots, rate, penalty, *factors), n, n * COST)
-            if not plain:
-                param[...] = values
+        factors = self._rule()
+        self._factors[: len(factors)] = factors
+
+    def _update(self, via: Caller, grads: Sequence[Array], penalties: Sequence[float]) -> None:
+        for param, grad, slots, penalty in zip(self._params, grads, self.slots, penalties):
+            values, n = via.plain(param, param.dtype), param.size
+            via.shares(KERNELS[self._kernel][param.dtype], (values, grad, *slots, penalty, self._factors), n, n * COST)
+            if values is not param:
+                via.python(partial(np.copyto, param, values))
 
     def _bind(self, params: Sequence[Array]) -> None:
         """Check the parameters, once, and keep them and their slots together."""
@@ -70,10 +91,10 @@ class Optimizer:
         if not self.slots:
             self.slots = [[np.zeros_like(p, order="C") for _ in range(self._n_slots)] for p in params]
         _arrays.same_params(self.slots, params)
-        self._params, self._plain = params, [p.flags.c_contiguous and p.flags.aligned for p in params]
+        self._params = params
 
-    def _rule(self) -> tuple[Any, ...]:
-        """This step's kernel, which takes param, grad and the slots; the rate; and what else it takes, after the penalty."""
+    def _rule(self) -> tuple[float, ...]:
+        """This step's factors, as the kernel takes them."""
         raise NotImplementedError
 
     def fresh(self) -> Optimizer:
@@ -121,11 +142,11 @@ class SGD(Optimizer):
         super().__init__(learning_rate)
         self.momentum = _arrays.number("momentum", momentum, low=0.0, below=1.0)
         self.nesterov = bool(nesterov)
-        self._n_slots = 1 if momentum else 0
+        self._n_slots, self._kernel = (1, "momentum_update") if self.momentum else (0, "sgd_update")
 
-    def _rule(self) -> tuple[Any, ...]:
+    def _rule(self) -> tuple[float, ...]:
         rate = float(self.learning_rate)
-        return ("momentum_update", rate, self.momentum, self.nesterov) if self.momentum else ("sgd_update", rate)
+        return (rate, self.momentum, float(self.nesterov)) if self.momentum else (rate,)
 
 
 class Adam(Optimizer):
@@ -143,7 +164,7 @@ class Adam(Optimizer):
     """
 
     _settings = ("learning_rate", "beta1", "beta2", "epsilon")
-    _n_slots = 2
+    _n_slots, _kernel = 2, "adam_update"
 
     def __init__(
         self, learning_rate: float = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
@@ -153,8 +174,8 @@ class Adam(Optimizer):
         self.beta2 = _arrays.number("beta2", beta2, low=0.0, below=1.0)
         self.epsilon = _arrays.number("epsilon", epsilon, low=0.0)
 
-    def _rule(self) -> tuple[Any, ...]:
+    def _rule(self) -> tuple[float, ...]:
         # m_hat / (sqrt(v_hat) + epsilon) = m * rate / (sqrt(v) + epsilon * root): both corrections become scalars
         root = math.sqrt(1.0 - self.beta2**self.n_steps)
         rate = float(self.learning_rate) * root / (1.0 - self.beta1**self.n_steps)
-        return "adam_update", rate, self.beta1, self.beta2, self.epsilon * root
+        return rate, self.beta1, self.beta2, self.epsilon * root

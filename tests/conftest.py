@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 import fastsoftmax
+from fastsoftmax import _threads
 
 # The first call of a kernel compiles it, for a second: no deadline. The same examples every time: a test that fails
 # fails for everybody.
@@ -41,6 +42,17 @@ def _threads_as_before():
     before = fastsoftmax.get_num_threads()
     yield
     fastsoftmax.set_num_threads(before)
+
+
+@pytest.fixture
+def pool_of_eight(monkeypatch):
+    """As on a machine with eight processors."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_threads, "_processors", lambda: 8)
+        pool = _threads._Pool()
+    monkeypatch.setattr(_threads, "_pool", pool)
+    yield pool
+    pool.dismiss()
 
 
 @pytest.fixture

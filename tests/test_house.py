@@ -25,6 +25,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 FLOORS = [
     {"kernels", "_arrays", "datasets"},
     {"_threads"},
+    {"_program"},
     {"_affine"},
     {"functional"},
     {"layers", "optimizers", "gradcheck", "_batches", "_checkpoint", "numba_support"},
@@ -46,6 +47,7 @@ MAY_RAISE = {
     "models.py": "about files: the message names the file",
     "_threads.py": "about a number and an environment variable, on a floor of its own",
     "kernels/_jit.py": "about the compiler and its environment, before any argument is seen",
+    "kernels/_board.py": "hands on what numba raised elsewhere",
     "kernels/_lock.py": "about the compiler and its environment, before any argument is seen",
     "__main__.py": "the command line",
     "_cli/": "the command line",

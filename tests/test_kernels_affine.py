@@ -121,7 +121,7 @@ def test_a_row_does_not_depend_on_the_other_rows(n_out, dtype, rng):
 @pytest.mark.parametrize("shape", [(30000, 100, 10), (4000, 300, 40), (600, 600, 700)], ids=str)
 def test_bits_do_not_depend_on_threads(shape, dtype, rng):
     x, weight, bias, grad_out = make(shape, dtype, rng)
-    assert _affine._chunks(len(x), x.size * shape[2], _affine.GRAIN)[0] > 1, "a shape of one chunk shows nothing"
+    assert _affine._chunks(len(x), x.size * shape[2], _affine.GRAIN, _affine.SMALL)[0] > 1, "a shape of one chunk shows nothing"
     targets = rng.integers(0, shape[2], len(x))
 
     def everything():
@@ -249,20 +249,22 @@ def test_updates(size, l2, dtype, rng):
 
     param, check = guarded(size, dtype)
     param[:] = start
-    kernel("sgd_update", dtype)(param, grad, 0.5, l2, 0, size, False)
+    kernel("sgd_update", dtype)(param, grad, l2, np.array([0.5]), 0, size, False)
     np.testing.assert_allclose(param, start - 0.5 * slope, **close)
     check()
 
     for nesterov in (False, True):
         param[:], velocity = start, np.full(size, 0.25, dtype)
-        kernel("momentum_update", dtype)(param, grad, velocity, 0.5, l2, 0.75, nesterov, 0, size, False)
+        factors = np.array([0.5, 0.75, nesterov])
+        kernel("momentum_update", dtype)(param, grad, velocity, l2, factors, 0, size, False)
         speed = 0.75 * 0.25 + slope
         np.testing.assert_allclose(velocity, speed, **close)
         np.testing.assert_allclose(param, start - 0.5 * (0.75 * speed + slope if nesterov else speed), **close)
         check()
 
     param[:], mean, square = start, np.full(size, 0.5, dtype), np.full(size, 0.25, dtype)
-    kernel("adam_update", dtype)(param, grad, mean, square, 0.5, l2, 0.9, 0.999, 1e-3, 0, size, False)
+    factors = np.array([0.5, 0.9, 0.999, 1e-3])
+    kernel("adam_update", dtype)(param, grad, mean, square, l2, factors, 0, size, False)
     m, v = 0.9 * 0.5 + 0.1 * slope, 0.999 * 0.25 + 0.001 * slope**2
     np.testing.assert_allclose(mean, m, **close)
     np.testing.assert_allclose(square, v, **close)

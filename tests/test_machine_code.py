@@ -42,6 +42,8 @@ OTHERS = {
     "relu_backward": "selects",
     "gather": "copies",
     "gather_bytes": "copies and converts",
+    "play": "runs other kernels",
+    "rewind": "sets counters",
     "serve": "runs other kernels",
     "wake": "wakes who runs them",
 }

@@ -15,6 +15,7 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax import MLP, SGD, Adam, SoftmaxRegression, gradient_check
+from fastsoftmax._batches import Batches
 from fastsoftmax.datasets import load_digits
 
 
@@ -134,13 +135,13 @@ def test_the_seed_gives_the_bits(rng):
 def test_each_epoch_has_an_order_of_its_own(rng, monkeypatch):
     x, targets = np.arange(20.0).reshape(20, 1), np.arange(20) % 2
     taken = []
-    step = MLP._loss_and_grads
+    choose = Batches.choose
 
-    def recording(self, x, *args):
-        taken.append(x[:, 0].copy())
-        return step(self, x, *args)
+    def recording(self, rows):
+        taken.append(x[rows, 0])
+        return choose(self, rows)
 
-    monkeypatch.setattr(MLP, "_loss_and_grads", recording)
+    monkeypatch.setattr(Batches, "choose", recording)
     MLP((3,)).fit(x, targets, epochs=3, batch_size=6)
     orders = np.concatenate(taken).reshape(3, 20)
     for order in orders:

@@ -19,7 +19,7 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax import _threads
-from fastsoftmax._threads import run_rows, run_shares, sum_rows
+from fastsoftmax._threads import run_rows, sum_rows
 from fastsoftmax.kernels import ALONE, BOARD, KERNELS, WORKER
 
 
@@ -97,43 +97,20 @@ def test_bad_environment_is_a_clear_error(value):
 # ---- chunks --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pool_of_eight(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(_threads, "_processors", lambda: 8)
-        pool = _threads._Pool()
-    monkeypatch.setattr(_threads, "_pool", pool)
-    yield pool
-    pool.dismiss()
-
-
 @pytest.mark.parametrize("threads", [1, 2, 8, 20])
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (100, 100), (101, 100), (1000, 1), (999, 7), (5, 100)])
 def test_kernel_runs_over_every_row_once(threads, n, size, pool_of_eight):
     kernel = KERNELS["momentum_update"][np.dtype("float64")]
-    param, grad, velocity = np.zeros(n), np.arange(n, dtype=float), np.zeros(n)
+    param, grad, velocity, factors = np.zeros(n), np.arange(n, dtype=float), np.zeros(n), np.array([1.0, 1.0, 0.0])
 
     def call(first, last, job):  # param -= velocity, and velocity += grad: twice over a row would double it
-        kernel(param, grad, velocity, 1.0, 0.0, 1.0, False, first, last, job)
+        kernel(param, grad, velocity, 0.0, factors, first, last, job)
 
     with fs.num_threads(threads):
         run_rows(call, n, size)
     np.testing.assert_array_equal(velocity, grad)
     np.testing.assert_array_equal(param, -grad)
     assert len(pool_of_eight.workers) == min(threads - 1, -(-n // size) - 1, 7)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 8])
-@pytest.mark.parametrize("n", [1, 999, 1000])
-@pytest.mark.parametrize(("cost", "chunks"), [(0.0, 1), (12.0, 1), (12.1, 2), (24.1, 4), (90.0, 8)])
-def test_shares_are_of_one_size_and_miss_nothing(threads, n, cost, chunks, pool_of_eight):
-    kernel = KERNELS["momentum_update"][np.dtype("float64")]
-    param, grad, velocity = np.zeros(n), np.arange(n, dtype=float), np.zeros(n)
-    with fs.num_threads(threads):
-        run_shares(kernel, (param, grad, velocity, 1.0, 0.0, 1.0, False), n, cost)
-    np.testing.assert_array_equal(velocity, grad)
-    np.testing.assert_array_equal(param, -grad)
-    assert len(pool_of_eight.workers) == min(threads, chunks, n) - 1
 
 
 @pytest.mark.parametrize("hold", [False, True])
@@ -266,23 +243,27 @@ def test_a_call_beside_another_works_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_kernel_that_fails_raises(threads, tmp_path):
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_kernel_that_fails_raises(threads, recorded, tmp_path):
     code = """
     import sys
     import numpy as np
     import fastsoftmax as fs
-    from fastsoftmax._threads import run_rows
+    from fastsoftmax._program import NOW, Program
     from fastsoftmax.kernels import kernel
     x, too_short = np.zeros((1000, 100)), np.ones(10)
     fs.set_num_threads(int(sys.argv[1]))
+    program = Program()
+    caller, arguments = program if len(sys.argv) > 2 else NOW, (x, too_short, 1.0, np.empty_like(x))
     try:
-        run_rows(lambda *rows: kernel("softmax_hessian", "float64")(x, too_short, 1.0, np.empty_like(x), *rows), 1000, 7)
+        caller.chunks(kernel("softmax_hessian", "float64"), arguments, 1000, 7, 1000.0)
+        program.run()
     except RuntimeError as error:
         print(error)
     print(np.all(fs.softmax(np.zeros((1000, 100))) == 0.01))
     """
     environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "FASTSOFTMAX_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", textwrap.dedent(code), str(threads)]
+    command = [sys.executable, "-c", textwrap.dedent(code), str(threads), *["recorded"] * recorded]
     out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "out of bounds" in out
     assert out.endswith("True\n")

@@ -26,6 +26,10 @@ TRAINING = (  # the kernels of an MLP's training steps
     "affine_grad_weight",
     "add_thin_parts",
     "momentum_update",
+    "rewind",
+    "play",
+    "serve",
+    "wake",
 )
 COMPARED = {
     "softmax": "8192x10",

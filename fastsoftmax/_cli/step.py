@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from .. import optimizers
-from .._batches import Batches
+from .. import _training, optimizers
 from .._peers import make_case
 from .._peers.cases import BATCH, LEARNING_RATE
 from .._threads import set_num_threads
-from ..models import MLP, Classifier
+from ..models import MLP
 from .table import seconds, show
 
 SHAPE = "12800x784x100x10"
-PARTS: dict[str, list[tuple[Any, str]]] = {
-    "gather": [(Batches, "take")],
-    "forward": [(Classifier, "_hidden")],
-    "head": [(Classifier, "_head")],
-    "backward": [(Classifier, "_backward")],
-    "update": [(optimizers.Optimizer, "step")],
-}
-"""The functions that the training loop calls, by the part of the step that they are."""
+PARTS = ["gather", "forward", "head", "backward", "update"]
 
 
 def print_step(shapes: list[str] | None, dtypes: list[str], n_threads: int, seconds_each: float) -> int:
-    """One row per shape and dtype; ``loop`` is what remains: Python between the parts."""
+    """One row per shape and dtype.
+
+    The parts are run one by one; ``loop`` is what remains of that, Python around them. ``at once`` is a step as it is taken
+    in training, all parts in one call.
+    """
     set_num_threads(n_threads)
     print(f"A training step of an MLP, batch {BATCH}, plain SGD, {n_threads} thread{'s' * (n_threads > 1)}.")
     rows = []
@@ -35,47 +30,47 @@ def print_step(shapes: list[str] | None, dtypes: list[str], n_threads: int, seco
         for dtype in dtypes:
             times = step_times(shape, dtype, seconds_each)
             rows.append([shape, dtype, *(f"{seconds(t)} {t / times['step']:4.0%}" for t in times.values())])
-    show(["n_rows x n_in x n_hidden x n_classes", "dtype", *PARTS, "loop", "step"], rows, 2)
+    show(["n_rows x n_in x n_hidden x n_classes", "dtype", *PARTS, "loop", "step", "at once"], rows, 2)
     return 0
 
 
 def step_times(shape: str, dtype: str, seconds_each: float) -> dict[str, float]:
-    """Mean seconds of each part, of the loop around them, and of the whole step; over whole epochs."""
+    """Mean seconds of each part, of the loop around them, and of the whole step both ways; over whole epochs."""
     case = make_case("training_epoch", shape, dtype)
     model = MLP(hidden=case.shape[2:-1], dtype=dtype, optimizer=optimizers.SGD(LEARNING_RATE))
-    x, targets = case.x, case.targets
-    model.fit(x, targets, epochs=1, batch_size=BATCH)  # compiled and warm
     totals = dict.fromkeys(PARTS, 0.0)
-    n_steps, start = 0, perf_counter()
-    with _timed(totals):
-        while not n_steps or perf_counter() - start < seconds_each:
-            n_steps += model.fit(x, targets, epochs=1, batch_size=BATCH).history.n_steps
-        whole = perf_counter() - start
-    totals["loop"] = whole - sum(totals.values())
-    totals["step"] = whole
-    return {part: total / n_steps for part, total in totals.items()}
 
+    def fit() -> int:
+        return model.fit(case.x, case.targets, epochs=1, batch_size=BATCH).history.n_steps
 
-@contextlib.contextmanager
-def _timed(totals: dict[str, float]) -> Iterator[None]:
-    """Every function of `PARTS` adds the time it takes to its part; two clock readings, 0.1 us, are the price."""
-    originals = [(owner, name, getattr(owner, name)) for owners in PARTS.values() for owner, name in owners]
-
-    def timed(function: Any, part: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                totals[part] += perf_counter() - start
-
-        return call
-
+    fit()  # compiled and warm
+    n_steps, at_once = _timed(fit, seconds_each)
+    run, _training.Step.run = _training.Step.run, _by_parts(totals)  # type: ignore[method-assign, assignment]
     try:
-        for part, owners in PARTS.items():
-            for owner, name in owners:
-                setattr(owner, name, timed(getattr(owner, name), part))
-        yield
+        n_steps_by_parts, by_parts = _timed(fit, seconds_each)
     finally:
-        for owner, name, function in originals:
-            setattr(owner, name, function)
+        _training.Step.run = run  # type: ignore[method-assign]
+    totals["loop"] = by_parts - sum(totals.values())
+    totals["step"] = by_parts
+    return {part: total / n_steps_by_parts for part, total in totals.items()} | {"at once": at_once / n_steps}
+
+
+def _timed(fit: Callable[[], int], seconds_each: float) -> tuple[int, float]:
+    n_steps, start = 0, perf_counter()
+    while not n_steps or perf_counter() - start < seconds_each:
+        n_steps += fit()
+    return n_steps, perf_counter() - start
+
+
+def _by_parts(totals: dict[str, float]) -> Callable[[_training.Step, Any], float]:
+    """A step whose parts add the time they take to `totals`; two clock readings, 0.1 us, are the price."""
+
+    def run(step: _training.Step, keep_good: object) -> float:
+        step.advance()
+        for name, part in zip(PARTS, step.parts):
+            start = perf_counter()
+            part.run()
+            totals[name] += perf_counter() - start
+        return step.loss()
+
+    return run

@@ -13,12 +13,29 @@ from typing import Any
 
 import numpy as np
 
-from ._layout import ALONE, BOARD, CLOSED, JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_LONG, JOB_RESULTS, JOB_ROWS, WORKER
+from ._layout import (
+    ALONE,
+    BOARD,
+    CHUNKS,
+    CLOSED,
+    JOB,
+    JOB_BOARD,
+    JOB_HELPERS,
+    JOB_HOLDS,
+    JOB_LONG,
+    JOB_RECORD,
+    JOB_RESULTS,
+    JOB_ROWS,
+    OF_JOB,
+    RECORD,
+    WORKER,
+)  # fmt: skip
 from ._lock import building
 
 __all__ = [
-    "ALONE", "BOARD", "CLOSED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG", "JOB_RESULTS", "JOB_ROWS",
-    "KERNELS", "MODULES", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
+    "ALONE", "BOARD", "CHUNKS", "CLOSED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG", "JOB_RECORD",
+    "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES", "OF_JOB", "RECORD", "WORKER", "Kernel",
+    "build_all", "built", "environment", "kernel",
 ]  # fmt: skip
 
 # kernel name -> the module of this folder that defines the function of that name.
@@ -49,9 +66,14 @@ MODULES: dict[str, str] = {
     "thin_grad_weight": "affine",
     "add_thin_parts": "affine",
     "linear_cross_entropy": "linear_cross_entropy",
+    "play": "program",
+    "rewind": "program",
     "serve": "pool",
     "wake": "pool",
 }
+
+
+_OF_NO_DTYPE, _FLOAT64 = {"pool", "program"}, np.dtype(np.float64)
 
 
 class Kernel(dict[np.dtype, Callable[..., Any]]):
@@ -66,6 +88,9 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
         self.module = module
 
     def __missing__(self, dtype: np.dtype) -> Callable[..., Any]:
+        if self.module in _OF_NO_DTYPE and dtype != _FLOAT64:
+            self[dtype] = self[_FLOAT64]
+            return self[dtype]
         with building():
             if dtype not in self:  # another thread may have built it while this one waited
                 jit = import_module("._jit", __name__)

@@ -34,7 +34,7 @@ from numba.extending import intrinsic, register_jitable
 from ._layout import ALONE, ARGUMENT, BEGUN, CALLER, FUNCTION, LIMIT, PERIOD, STATE, TICKET, USED
 
 OPEN, TAKEN = 1 << 40, 1 << 41
-_PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
+PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
 
 KEPT = 500_000  # nanoseconds without a processor that are more than the system's own small tasks
 _SOON, _LONGEST = 2 * 10**7, 10**9  # nanoseconds after working alone; of working alone at a time
@@ -114,16 +114,16 @@ def give_way(typingctx: Any) -> Any:
 
 
 @intrinsic
-def call_at(typingctx: Any, function: Any, argument: Any) -> Any:
-    """function(argument, 1), a C function of an address and of who calls."""
+def call_at(typingctx: Any, function: Any, argument: Any, who: Any) -> Any:
+    """function(argument, who), a C function of an address and of who calls: 0 the call itself, 1 a worker."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [_byte.as_pointer(), _int64])
         argument = builder.inttoptr(args[1], _byte.as_pointer())
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [argument, _int64(1)])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [argument, args[2]])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -234,6 +234,13 @@ def at(typingctx: Any, board: Any, field: Any) -> Any:
     return types.int64(types.int64, types.int64), codegen
 
 
+@register_jitable
+def fail_if(failed: bool) -> None:
+    """Hand on that a call made from compiled code failed."""
+    if failed:
+        raise RuntimeError
+
+
 # ---- compiled into every kernel's entry -------------------------------------------------------------------------------
 def offer(board: int, function: int, argument: int, limit: int, long: int) -> bool:
     """Put function(argument) on the board for up to `limit` workers; whether there was room."""
@@ -257,7 +264,7 @@ def take_back(board: int, long: int) -> None:
     while read(at(board, STATE)) != TAKEN:
         pause()
         looks += 1
-        if looks > _PATIENCE:
+        if looks > PATIENCE:
             give_way()
     end = now()
     if end - read(at(board, BEGUN)) > KEPT:

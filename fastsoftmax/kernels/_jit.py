@@ -19,7 +19,25 @@ from numba.np.numpy_support import from_dtype
 from ._board import offer, take_back
 from ._borrow import Borrowed, as_array
 from ._cache import DiskCache
-from ._layout import JOB, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_LONG, JOB_RESULTS, JOB_ROWS
+from ._layout import (
+    DONE,
+    FAILED,
+    FROM_END,
+    JOB,
+    JOB_BOARD,
+    JOB_HELPERS,
+    JOB_HOLDS,
+    JOB_LONG,
+    JOB_RECORD,
+    JOB_RESULTS,
+    JOB_ROWS,
+    OF_FRAME,
+    OF_FUNCTION,
+    OF_TALLY,
+    RECORD,
+    TAKEN,
+    TALLY,
+)  # fmt: skip
 
 # error_model "numpy": a division by zero gives inf or NaN, as in NumPy, and leaves no branch in the loop.
 # fastmath stays off: it folds away the rounding tricks of the exponential and drops NaN; where a sum may be
@@ -98,11 +116,9 @@ def signature(*kinds: Kind, returns: Kind | tuple[Kind, ...] | None = None) -> C
 #   0 (False)    run the kernel and keep the GIL;
 #   1 (True)     run it with the GIL released;
 #   an address   of a job, see `_layout`: run it on chunks of (first, last) with the GIL released, until none is left;
-#                so do the workers that find it on the board (`_board`).
+#                so do the workers that find it on the board (`_board`). Or make a record of the call, for a program.
 _int64 = ir.IntType(64)
 _NOTHING_LEFT = _int64(1 << 40)
-_TALLY = 3  # of a call: how many chunks are taken, how many of them from the end, whether one failed
-_TAKEN, _FROM_END, _FAILED = range(_TALLY)
 _FAILURE = "a kernel ran out of memory, or out of bounds where NUMBA_BOUNDSCHECK=1"
 
 
@@ -123,11 +139,11 @@ def _share(context: Any, module: ir.Module, compiled: Any, sig: Signature, frame
     rows = builder.load(of_job(JOB_ROWS))
     n_chunks = builder.sdiv(builder.add(builder.sub(last, first), builder.sub(rows, one)), rows)
     from_front = cgutils.alloca_once_value(builder, _int64(0))
-    counter = builder.select(helps, of_tally(_FROM_END), from_front)
+    counter = builder.select(helps, of_tally(FROM_END), from_front)
     head, body, end = (function.append_basic_block(name) for name in ("next", "run", "end"))
     builder.branch(head)
     builder.position_at_end(head)
-    taken = builder.atomic_rmw("add", of_tally(_TAKEN), one, "monotonic")
+    taken = builder.atomic_rmw("add", of_tally(TAKEN), one, "monotonic")
     builder.cbranch(builder.icmp_signed(">=", taken, n_chunks), end, body)
     builder.position_at_end(body)
     k = builder.atomic_rmw("add", counter, one, "monotonic")
@@ -137,11 +153,13 @@ def _share(context: Any, module: ir.Module, compiled: Any, sig: Signature, frame
     stop = builder.select(builder.icmp_signed("<", stop, last), stop, last)
     status, value = context.call_internal_no_propagate(builder, compiled.fndesc, sig, [*before, begin, stop])
     with cgutils.if_unlikely(builder, status.is_error):  # kernels do not raise, but numba may inside them
-        builder.store(one, of_tally(_FAILED))
-        builder.store(_NOTHING_LEFT, of_tally(_TAKEN))
+        builder.store(one, of_tally(FAILED))
+        builder.store(_NOTHING_LEFT, of_tally(TAKEN))
+        builder.store_atomic(_NOTHING_LEFT, of_tally(DONE), "release", 8)
     if sig.return_type != types.void:
         place = builder.inttoptr(builder.load(of_job(JOB_RESULTS)), value.type.as_pointer())
         builder.store(value, builder.gep(place, [chunk]))
+    builder.atomic_rmw("add", of_tally(DONE), one, "release")
     builder.branch(head)
     builder.position_at_end(end)
     builder.ret_void()
@@ -192,33 +210,43 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
             # Without a job there is one of one chunk.
             rows, keep = builder.sub(values[-1], values[-2]), builder.zext(builder.not_(released), _int64)
             rows = builder.select(builder.icmp_signed(">", rows, one), rows, one)
-            result = cgutils.alloca_once(builder, _int64)
+            result = cgutils.alloca_once_value(builder, _int64(0))
             fields = dict.fromkeys(range(JOB), _int64(0))
             fields |= {JOB_ROWS: rows, JOB_HOLDS: keep, JOB_RESULTS: builder.ptrtoint(result, _int64)}
-            own, tally = cgutils.alloca_once(builder, _int64, size=JOB), cgutils.alloca_once(builder, _int64, size=_TALLY)
+            own, tally = cgutils.alloca_once(builder, _int64, size=JOB), cgutils.alloca_once(builder, _int64, size=TALLY)
             for k, value in fields.items():
                 builder.store(value, builder.gep(own, [_int64(k)]))
-            for k in range(_TALLY):
+            for k in range(TALLY):
                 builder.store(_int64(0), builder.gep(tally, [_int64(k)]))
             job = builder.select(builder.icmp_signed(">", job, one), job, builder.ptrtoint(own, _int64))
             field = partial(_field, builder, job)
-            released = builder.icmp_signed("==", builder.load(field(JOB_HOLDS)), _int64(0))
-            frame = cgutils.pack_struct(builder, [*values, job, builder.ptrtoint(tally, _int64)])
-            address = cgutils.alloca_once(builder, frame.type)
-            builder.store(frame, address)
-            share = _share(context, builder.module, compiled, sig, frame.type)
-            release()
-            board, long = builder.load(field(JOB_BOARD)), builder.load(field(JOB_LONG))
-            argument = builder.ptrtoint(address, _int64)
-            offered = context.compile_internal(
-                builder, offer, types.boolean(*[types.int64] * 5),
-                [board, builder.ptrtoint(share, _int64), argument, builder.load(field(JOB_HELPERS)), long],
-            )  # fmt: skip
-            builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), _int64(0)])
-            with builder.if_then(offered):
-                context.compile_internal(builder, take_back, types.void(types.int64, types.int64), [board, long])
-            hold()
-            failed = builder.load(builder.gep(tally, [_int64(_FAILED)]))
+            frame = ir.LiteralStructType([*(value.type for value in values), _int64, _int64])
+            assert context.get_abi_sizeof(frame) <= 8 * (RECORD - OF_FRAME), "a record has no room for so many arguments"
+            share = _share(context, builder.module, compiled, sig, frame)
+
+            record = builder.load(field(JOB_RECORD))
+            recorded, of_record = cgutils.is_not_null(builder, record), partial(_field, builder, record)
+            address = builder.bitcast(cgutils.alloca_once(builder, frame), _int64.as_pointer())
+            address = builder.select(recorded, of_record(OF_FRAME), address)
+            of_call = builder.ptrtoint(builder.select(recorded, of_record(OF_TALLY), tally), _int64)
+            builder.store(cgutils.pack_struct(builder, [*values, job, of_call]), builder.bitcast(address, frame.as_pointer()))
+            with builder.if_else(recorded, likely=False) as (then, otherwise):
+                with then:
+                    builder.store(builder.ptrtoint(share, _int64), of_record(OF_FUNCTION))
+                with otherwise:
+                    released = builder.icmp_signed("==", builder.load(field(JOB_HOLDS)), _int64(0))
+                    release()
+                    board, long = builder.load(field(JOB_BOARD)), builder.load(field(JOB_LONG))
+                    argument = builder.ptrtoint(address, _int64)
+                    offered = context.compile_internal(
+                        builder, offer, types.boolean(*[types.int64] * 5),
+                        [board, builder.ptrtoint(share, _int64), argument, builder.load(field(JOB_HELPERS)), long],
+                    )  # fmt: skip
+                    builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), _int64(0)])
+                    with builder.if_then(offered):
+                        context.compile_internal(builder, take_back, types.void(types.int64, types.int64), [board, long])
+                    hold()
+            failed = builder.load(builder.gep(tally, [_int64(FAILED)]))
             with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, failed)):
                 context.call_conv.return_user_exc(builder, RuntimeError, (_FAILURE,))
             if sig.return_type == types.void:

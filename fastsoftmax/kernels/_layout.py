@@ -1,10 +1,19 @@
 """What compiled code and Python both read and write: arrays of int64, and what lies where."""
 
 # A job: the rows of a chunk, the board's address or 0, how many workers may help, whether the caller holds the GIL, whether
-# the call is a long one, and the address of a place for what the kernel returns for each chunk, if it returns anything. Many
-# calls may share one.
-JOB = 6
-JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_LONG, JOB_RESULTS = range(JOB)
+# the call is a long one, the address of a place for what the kernel returns for each chunk, if it returns anything, and the
+# address of a record to be made of the call instead of making it, or 0. Many calls may share one.
+JOB = 7
+JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_LONG, JOB_RESULTS, JOB_RECORD = range(JOB)
+
+# How far a call has come: how many chunks are taken, how many of them from the end, how many are done, and whether one failed.
+TALLY = 4
+TAKEN, FROM_END, DONE, FAILED = range(TALLY)
+
+# A record of a call, see `program`: how many chunks it has, its tally, its job, the function that works through its chunks,
+# and what that takes: the kernel's arguments and the addresses of tally and job.
+CHUNKS, OF_TALLY, OF_JOB, OF_FUNCTION, OF_FRAME = 0, 1, 1 + TALLY, 1 + TALLY + JOB, 2 + TALLY + JOB
+RECORD = 256
 
 # The board, see `_board`: its state, a function and its argument, how many workers may come in, a number for each job,
 # whether workers are to end, the processor that the last caller ran on, what two clocks said when its call began, and until

@@ -493,25 +493,30 @@ def thin_grad_weight(grad_out, x, parts, parts_bias, size, first, last):
     keep_alive(ones)
 
 
-@signature(CUBE_OUT, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT)
-def add_thin_parts(parts, parts_bias, grad_weight, grad_bias):
-    """grad_weight = the sum of the parts in their order, transposed; grad_bias likewise. Overwrites the first part."""
+@signature(CUBE_OUT, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX)
+def add_thin_parts(parts, parts_bias, grad_weight, grad_bias, first, last):
+    """Rows [first, last) of grad_weight = the sum of the parts in their order, transposed; grad_bias with the first rows.
+
+    Overwrites the first part.
+    """
     n_in, n_out = grad_weight.shape
     p, to = pointer(parts, 0), pointer(grad_weight, 0)
     step, size = lanes(p), n_in * n_out
     scratch = np.empty((step + 1) * step, parts.dtype)
     square, zero = aligned(scratch), constant(p, 0.0, 0.0)
     for c in range(1, parts.shape[0]):
-        for j in range(0, size, step):
-            count = min(step, size - j)
-            store_first(p, j, load_first(p, j, count, zero) + load_first(p, c * size + j, count, zero), count)
+        for row in range(0, size, n_in):
+            for j in range(row + first, row + last, step):
+                count = min(step, row + last - j)
+                store_first(p, j, load_first(p, j, count, zero) + load_first(p, c * size + j, count, zero), count)
+    if first == 0:
         for j in range(n_out):
-            parts_bias[0, j] += parts_bias[c, j]
-    for j in range(n_out):
-        grad_bias[j] = parts_bias[0, j]
-    for k in range(0, n_in, step):
+            grad_bias[j] = parts_bias[0, j]
+            for c in range(1, parts.shape[0]):
+                grad_bias[j] += parts_bias[c, j]
+    for k in range(first, last, step):
         for c in range(0, n_out, step):
-            width = min(step, n_in - k)
+            width = min(step, last - k)
             load_transposed(shift(p, c * n_in + k), n_in, min(step, n_out - c), width, square)
             for j in range(width):
                 store_first(to, (k + j) * n_out + c, load(square, j * step), min(step, n_out - c))

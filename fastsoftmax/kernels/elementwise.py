@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import types
 
-from ._jit import FLAG, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, SCALAR, VECTOR_IN, VECTOR_OUT, signature
+from ._jit import DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, SCALAR, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._simd import (
     constant,
     fma,
@@ -59,12 +59,13 @@ def relu_backward(grad_out, x, grad_x, first, last):
 
 
 # ---- updates -------------------------------------------------------------------------------------------------------
-@signature(VECTOR_OUT, VECTOR_IN, SCALAR, SCALAR, INDEX, INDEX)
-def sgd_update(param, grad, learning_rate, l2, first, last):
-    """param -= learning_rate * (grad + l2 * param)"""
+# What may be another number at the next step is in `factors`, which is read at each call: a recorded call stays as it is.
+@signature(VECTOR_OUT, VECTOR_IN, SCALAR, DOUBLES_IN, INDEX, INDEX)
+def sgd_update(param, grad, l2, factors, first, last):
+    """param -= learning_rate * (grad + l2 * param), where factors is (learning_rate,)"""
     w, g = pointer(param, first), pointer(grad, first)
     n, step, zero = last - first, lanes(w), constant(w, 0.0, 0.0)
-    down, l2 = splat(-learning_rate), splat(l2)
+    down, l2 = _factor(w, -factors[0]), splat(l2)
     j = 0
     while j < n:
         count = min(step, n - j)
@@ -74,15 +75,16 @@ def sgd_update(param, grad, learning_rate, l2, first, last):
         j += step
 
 
-@signature(VECTOR_OUT, VECTOR_IN, VECTOR_OUT, SCALAR, SCALAR, SCALAR, FLAG, INDEX, INDEX)
-def momentum_update(param, grad, velocity, learning_rate, l2, momentum, nesterov, first, last):
+@signature(VECTOR_OUT, VECTOR_IN, VECTOR_OUT, SCALAR, DOUBLES_IN, INDEX, INDEX)
+def momentum_update(param, grad, velocity, l2, factors, first, last):
     """g = grad + l2 * param; velocity = momentum * velocity + g; param -= learning_rate * velocity.
 
-    With Nesterov's momentum the step is g + momentum * velocity in place of velocity.
+    factors is (learning_rate, momentum, nesterov). With Nesterov's momentum, if that is not 0, the step is
+    g + momentum * velocity in place of velocity.
     """
     w, g, v = pointer(param, first), pointer(grad, first), pointer(velocity, first)
     n, step, zero = last - first, lanes(w), constant(w, 0.0, 0.0)
-    down, l2, keep = splat(-learning_rate), splat(l2), splat(momentum)
+    down, keep, nesterov, l2 = _factor(w, -factors[0]), _factor(w, factors[1]), factors[2] != 0, splat(l2)
     j = 0
     while j < n:
         count = min(step, n - j)
@@ -96,18 +98,18 @@ def momentum_update(param, grad, velocity, learning_rate, l2, momentum, nesterov
         j += step
 
 
-@signature(VECTOR_OUT, VECTOR_IN, VECTOR_OUT, VECTOR_OUT, SCALAR, SCALAR, REAL, REAL, SCALAR, INDEX, INDEX)
-def adam_update(param, grad, mean, square, rate, l2, beta1, beta2, epsilon, first, last):
+@signature(VECTOR_OUT, VECTOR_IN, VECTOR_OUT, VECTOR_OUT, SCALAR, DOUBLES_IN, INDEX, INDEX)
+def adam_update(param, grad, mean, square, l2, factors, first, last):
     """g = grad + l2 * param; mean and square: running averages of g and g * g; param -= rate * mean / (sqrt(square) + epsilon).
 
-    The bias correction is in the scalars: with root = sqrt(1 - beta2**t), rate = learning_rate * root / (1 - beta1**t), and
-    epsilon is the paper's times root.
+    factors is (rate, beta1, beta2, epsilon). The bias correction is in them: with root = sqrt(1 - beta2**t),
+    rate = learning_rate * root / (1 - beta1**t), and epsilon is the paper's times root.
     """
     w, g, m, s = pointer(param, first), pointer(grad, first), pointer(mean, first), pointer(square, first)
     n, step, zero = last - first, lanes(w), constant(w, 0.0, 0.0)
-    down, l2, epsilon = splat(-rate), splat(l2), splat(epsilon)
-    keep1, new1 = constant(w, beta1, beta1), constant(w, 1.0 - beta1, 1.0 - beta1)  # 1 - 0.999 has 15 bits in float32
-    keep2, new2 = constant(w, beta2, beta2), constant(w, 1.0 - beta2, 1.0 - beta2)
+    down, l2, epsilon = _factor(w, -factors[0]), splat(l2), _factor(w, factors[3])
+    keep1, new1 = _factor(w, factors[1]), _factor(w, 1.0 - factors[1])  # 1 - 0.999 has 15 bits in float32
+    keep2, new2 = _factor(w, factors[2]), _factor(w, 1.0 - factors[2])
     j = 0
     while j < n:
         count = min(step, n - j)
@@ -119,6 +121,12 @@ def adam_update(param, grad, mean, square, rate, l2, beta1, beta2, epsilon, firs
         store_first(s, j, power, count)
         store_first(w, j, fma(down, average / (root(power) + epsilon), value), count)
         j += step
+
+
+@inline
+def _factor(like, value):
+    """A double, rounded to the type of the vectors."""
+    return constant(like, value, value)
 
 
 # ---- mini-batches --------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def serve(board, worker):
         ):  # fmt: skip
             last, idle = read(at(board, TICKET)), 0
             leave(board)
-            call_at(read(at(board, FUNCTION)), read(at(board, ARGUMENT)))
+            call_at(read(at(board, FUNCTION)), read(at(board, ARGUMENT)), 1)
             add(at(board, STATE), -1)
             time = now()
             if time - seen > KEPT:

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fastsoftmax import functional as F
 from fastsoftmax._batches import Batches
 from fastsoftmax.layers import Affine
-from fastsoftmax.models import MLP
+from fastsoftmax.models import MLP, Buffers
 from fastsoftmax.optimizers import SGD, Adam, Optimizer
 from fastsoftmax.sklearn._common import row_weights
 
@@ -316,7 +316,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):
         if best is not None:
             self.coefs_, self.intercepts_ = best[::2], best[1::2]
 
-    def _step(self, network: MLP, x: Array, targets: Array, weight: Array | None, buffers: list[Array]) -> float:
+    def _step(self, network: MLP, x: Array, targets: Array, weight: Array | None, buffers: Buffers) -> float:
         """One step of the optimizer; returns the mini-batch's objective."""
         total = len(x) if weight is None else float(weight.sum())
         if total == 0:
@@ -324,9 +324,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):
         optimizer, l2 = self._optimizer, self.alpha / total
         if isinstance(optimizer, Adam):  # scikit-learn adds epsilon before the bias correction, the paper after it
             optimizer.epsilon = self.epsilon / np.sqrt(1 - self.beta_2 ** (optimizer.n_steps + 1))
-        loss, grads = network._loss_and_grads(x, targets, weight, None, buffers)
+        loss = network._loss_and_grads(x, targets, weight, None, buffers)()
         loss += l2 / 2 * sum(float(np.vdot(w, w)) for w in self.coefs_)
-        optimizer.step(network.params, grads, [l2, 0.0] * len(self.coefs_))
+        optimizer.step(network.params, buffers.grads, [l2, 0.0] * len(self.coefs_))
         return loss
 
     def _set_learning_rate(self, learning_rate: float) -> None:
