@@ -85,7 +85,7 @@ class Run:
         self.sample_weight, self.class_weight = sample_weight, class_weight
         self.batches = Batches(x, batch_size=batch_size, scale=model.scale, dtype=model.dtype)
         self.buffers = model._buffers(self.batches.batch_size)
-        self._steps: dict[int, Step] = {}  # by the number of rows
+        self._steps: dict[int, Step | None] = {}  # by the number of rows
         self.params, self.l2 = model.params, [model.l2, 0.0] * len(model.layers)  # the penalty is on weights, not biases
         self.shuffle, self.validation, self.patience = shuffle, validation, patience
         self.checkpoint, self.checkpoint_every = checkpoint is not None, checkpoint_every
@@ -131,19 +131,32 @@ class Run:
 
     def _step(self, rows: NDArray | slice, n_rows: int, progress: _Progress) -> None:
         model, history, position = self.model, self.model.history, self.position
-        step = self._steps.get(n_rows)
-        if step is None:
-            step = self._steps[n_rows] = Step(self, n_rows)
-        step.choose(rows)
-        loss = step.run(None if self._good_params and history.n_steps % SNAPSHOT_EVERY else self._keep_good)
+        keep_good = None if self._good_params and history.n_steps % SNAPSHOT_EVERY else self._keep_good
+        if n_rows not in self._steps:  # the first is taken at once: to record it takes as long, and there may be no other
+            self._steps[n_rows] = None
+            x, loss = self._step_now(rows, keep_good)
+        else:
+            step = self._steps[n_rows] = self._steps[n_rows] or Step(self, n_rows)
+            step.choose(rows)
+            x, loss = step.x, step.run(keep_good)
         if not math.isfinite(loss):
             self._diverged(loss)
         history.n_steps += 1
         position.row += n_rows
         position.loss_sum += loss * n_rows
         if progress.due(n_rows):
-            accuracy = model._accuracy(model._forward(step.x), self.targets[rows])
+            accuracy = model._accuracy(model._forward(x), self.targets[rows])
             progress.show(position, position.loss_sum / position.row, accuracy=accuracy)
+
+    def _step_now(self, rows: NDArray | slice, keep_good: Callable[[], None] | None) -> tuple[NDArray, float]:
+        """What a `Step` does, not recorded."""
+        x, weight = self.batches.take(rows), None if self.sample_weight is None else self.sample_weight[rows]
+        loss = self.model._loss_and_grads(x, self.targets[rows], weight, self.class_weight, self.buffers)()
+        if math.isfinite(loss):
+            if keep_good is not None:
+                keep_good()
+            self.model.optimizer.step(self.params, self.buffers.grads, self.l2)
+        return x, loss
 
     def _end_epoch(self, progress: _Progress) -> None:
         model, history, position = self.model, self.model.history, self.position
