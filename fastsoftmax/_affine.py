@@ -24,7 +24,7 @@ THIN = 10  # classes: as many as the thin kernels take
 # 64-100-10 on two threads: 34 -> 29 us); and of a thin head, whose parts are the same ones always.
 SMALL, SMALL_RECORDED, SMALL_HEAD = 1 << 22, 1 << 19, 1 << 16
 CHUNK = 1 << 24  # of a chunk where there are more than two, 150 us
-COST = 1e-5  # microseconds a multiply-add
+COST, HEAD_COST = 1e-5, 3e-5  # microseconds a multiply-add; of a head, which does three
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
 WIDE = 256  # columns: beyond, the kernel copies panels of weight
 HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
@@ -83,9 +83,12 @@ def affine(
     if weight.shape[1] > THIN and _blas():
         via.python(partial(_blas_affine, x, weight, bias, out, relu))
         return out
-    n, work = len(out), x.size * weight.shape[1]
-    arguments = x, weight, _nothing(out.dtype) if bias is None else bias, False, relu, out
-    _run(via, KERNELS["affine"][out.dtype], arguments, n, work, PANEL if weight.shape[1] > WIDE else GRAIN)
+    kernel, n, work = KERNELS["affine"][out.dtype], len(out), x.size * weight.shape[1]
+    b = _nothing(out.dtype) if bias is None else bias
+    if work <= SMALL and via is NOW:  # straight on: 0.3 us of 5
+        kernel(x, weight, b, False, relu, out, 0, n, 0)
+    else:
+        _run(via, kernel, (x, weight, b, False, relu, out), n, work, PANEL if weight.shape[1] > WIDE else GRAIN)
     return out
 
 
@@ -122,7 +125,8 @@ def affine_grad_weight(
     elif len(x) == 0:
         weight_out[...], bias_out[...] = 0, 0
     else:
-        parts, parts_bias, size = _parts(len(x), weight_out)
+        n_chunks, size = _chunks(len(x), work, GRAIN, SMALL)
+        parts, parts_bias = _parts(n_chunks, weight_out)
         via.chunks(KERNELS["thin_grad_weight"][x.dtype], (grad_out, x, parts, parts_bias, size), len(x), size, work * COST)
         _add_parts(via, parts, parts_bias, weight_out, bias_out)
 
@@ -140,11 +144,10 @@ def affine_backward(grad_out: Array, x: Array, weight: Array, need_grad_x: bool)
     return affine_grad_x(grad_out, weight, np.empty(x.shape, x.dtype)) if need_grad_x else None, grad_weight, grad_bias
 
 
-def _parts(n_rows: int, weight: Array) -> tuple[Array, Array, int]:
-    """Room for each chunk's share of the gradients, and the rows of a chunk."""
-    n_chunks, size = _chunks(n_rows, n_rows * weight.size, GRAIN, SMALL_HEAD)
+def _parts(n_chunks: int, weight: Array) -> tuple[Array, Array]:
+    """Room for each chunk's share of the gradients."""
     n_in, n_out = weight.shape
-    return np.empty((n_chunks, n_out, n_in), weight.dtype), np.empty((n_chunks, n_out), weight.dtype), size
+    return np.empty((n_chunks, n_out, n_in), weight.dtype), np.empty((n_chunks, n_out), weight.dtype)
 
 
 def _add_parts(via: Caller, parts: Array, parts_bias: Array, grad_weight: Array, grad_bias: Array) -> None:
@@ -164,17 +167,20 @@ def thin_head(
     kernel, dtype = KERNELS["linear_cross_entropy"][x.dtype], x.dtype
     b = _nothing(dtype) if bias is None else bias
     gx = _nothing(dtype, 2) if grad_x is None else grad_x
-    if grad_weight is None:
-        parts, parts_bias = _nothing(dtype, 3), _nothing(dtype, 2)
-        _, size = _chunks(len(x), x.size * weight.shape[1], GRAIN, SMALL)
-    else:
-        parts, parts_bias, size = _parts(len(x), grad_weight)
-    sums = np.empty(-(-len(x) // size))
+    n_chunks, size = _chunks(len(x), x.size * weight.shape[1], GRAIN, SMALL_HEAD)
+    parts, parts_bias = _nothing(dtype, 3), _nothing(dtype, 2)
+    if grad_weight is not None:
+        parts, parts_bias = _parts(n_chunks, grad_weight)
+    sums = np.zeros(n_chunks)
     arguments = (
         x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
         parts, parts_bias, size,
     )  # fmt: skip
-    via.chunks(kernel, arguments, len(x), size, x.size * weight.shape[1] * COST, sums)
+    cost = x.size * weight.shape[1] * HEAD_COST
+    if cost <= via.share or via.threads() == 1:  # the kernel itself keeps the chunks apart
+        via.whole(kernel, arguments, len(x), cost, sums)
+    else:
+        via.chunks(kernel, arguments, len(x), size, cost, sums)
     if grad_weight is not None and grad_bias is not None:
         _add_parts(via, parts, parts_bias, grad_weight, grad_bias)
     return sums

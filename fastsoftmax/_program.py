@@ -34,12 +34,12 @@ class Caller(ABC):
         """How many may take part."""
 
     @abstractmethod
-    def whole(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, cost: float) -> None:
-        """In one piece."""
+    def whole(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, cost: float, results: Any = None) -> None:
+        """In one piece; what the kernel returns, if it does, is the first of the float64 array `results`."""
 
     @abstractmethod
     def chunks(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, size: int, cost: float, results: Any = None) -> None:
-        """In chunks of `size`; what a kernel returns for each, if it does, goes to the float64 array `results`."""
+        """In chunks of `size`; `results` has a place for each."""
 
     @abstractmethod
     def python(self, function: Callable[[], Any]) -> None:
@@ -71,16 +71,16 @@ class _Now(Caller):
     def threads(self) -> int:
         return threads_now()
 
-    def whole(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, cost: float) -> None:
-        kernel(*arguments, 0, n, cost > QUICK)
+    def whole(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, cost: float, results: Any = None) -> None:
+        result = kernel(*arguments, 0, n, cost > QUICK)
+        if results is not None:
+            results[0] = result
 
     def chunks(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, size: int, cost: float, results: Any = None) -> None:
         if n > size:
             run_rows(partial(kernel, *arguments), n, size, cost, results)
-            return
-        value = kernel(*arguments, 0, n, cost > QUICK)
-        if results is not None:
-            results[:] = value
+        else:
+            self.whole(kernel, arguments, n, cost, results)
 
     def python(self, function: Callable[[], Any]) -> None:
         function()
@@ -102,8 +102,8 @@ class Program(Caller):
     def threads(self) -> int:
         return self._n_threads
 
-    def whole(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, cost: float) -> None:
-        self.chunks(kernel, arguments, n, max(1, n), cost)
+    def whole(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, cost: float, results: Any = None) -> None:
+        self.chunks(kernel, arguments, n, max(1, n), cost, results)
 
     def chunks(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, size: int, cost: float, results: Any = None) -> None:
         self.calls.append(_Call(kernel, arguments, n, size, cost, results))

@@ -279,7 +279,8 @@ class Classifier:
     def _buffers(self, n_rows: int) -> Buffers:
         """Room for training steps on up to so many rows."""
         activations, gradients = ([np.empty((n_rows, n), self.dtype) for n in self.hidden] for _ in range(2))
-        return Buffers(activations, gradients, [np.empty(p.shape, self.dtype) for p in self.params])
+        shapes = [shape for layer in self.layers for shape in (layer.weight.shape, layer.weight.shape[1:])]
+        return Buffers(activations, gradients, [np.empty(shape, self.dtype) for shape in shapes])
 
     def _loss_and_grads(
         self,

@@ -6,7 +6,6 @@ remembers (velocities, moments) is made at its first step. One fused pass over t
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -108,7 +107,7 @@ class Optimizer:
     def copy_state(self, other: Optimizer) -> None:
         """Take over another optimizer's memory, in place where the arrays exist already."""
         if len(self.slots) != len(other.slots):
-            self.set_state(other.n_steps, copy.deepcopy(other.slots))
+            self.set_state(other.n_steps, [[a.copy() for a in slots] for slots in other.slots])
         self.n_steps = other.n_steps
         for mine, theirs in zip(self.slots, other.slots):
             for a, b in zip(mine, theirs):

@@ -25,8 +25,9 @@ def linear_cross_entropy(
 ):  # fmt: skip
     """Rows [first, last): the sum of the weighted losses; into `losses`, `grad_x` and `parts` what has a size.
 
-    parts[k] (n_out, n_in) and parts_bias[k] are chunk k's share of the gradients, k being first // size; for their sum see
-    `affine.add_thin_parts`. Arrays of length 0 stand for "not given" and "not wanted". At most `affine.THIN` classes.
+    Rows are taken in chunks of `size`, from a multiple of it on, and each chunk's losses are added up by themselves.
+    parts[k] (n_out, n_in) and parts_bias[k] are chunk k's share of the gradients; for their sum see `affine.add_thin_parts`.
+    Arrays of length 0 stand for "not given" and "not wanted". At most `affine.THIN` classes.
     Gradients are times scale / denominator.
     """
     n_in, n_out = weight.shape
@@ -38,22 +39,25 @@ def linear_cross_entropy(
     turn_weight(w, n_in, n_out, turned, row)
     logits, ones, nothing = np.empty((block, n_out), x.dtype), np.ones(1, x.dtype), np.empty(0, np.float64)
     g, one = pointer(logits, 0), pointer(ones, 0)
-    to, to_bias = pointer(parts, first // size * n_in * n_out), pointer(parts_bias, first // size * n_out)
-    loss, factor = 0.0, scale / denominator
-    for i in range(first, last, block):
-        n, begun = min(block, last - i), i > first
-        rows = slice(i, i + n)
-        a = pointer(x, i * n_in)
-        thin_product(a, n, n_in, turned, row, n_out, bias.size > 0, pointer(bias, 0), False, g, last - i)
-        given = pointer(class_weight, 0), class_weight.size > 0, pointer(sample_weight, i), sample_weight.size > 0
-        some = losses[rows] if losses.size else losses
-        loss += narrow_gradient(logits, targets[rows], given, ignore_index, nothing, factor, some, logits, 0, n)
-        if parts.size:
-            thin_outer(g, a, n, n_in, n_out, to, begun, shift(a, n * n_in) if i + n < last else a)
-            add_rows(g, n, n_out, one, to_bias, begun)
-        if grad_x.size:
-            thin_spread(g, n, n_out, turned, row, n_in, pointer(grad_x, i * n_in), streams(grad_x))
+    total, factor = 0.0, scale / denominator
+    for chunk in range(first, last, size):
+        to, to_bias = pointer(parts, chunk // size * n_in * n_out), pointer(parts_bias, chunk // size * n_out)
+        loss, end = 0.0, min(chunk + size, last)
+        for i in range(chunk, end, block):
+            n, begun = min(block, end - i), i > chunk
+            rows = slice(i, i + n)
+            a = pointer(x, i * n_in)
+            thin_product(a, n, n_in, turned, row, n_out, bias.size > 0, pointer(bias, 0), False, g, last - i)
+            given = pointer(class_weight, 0), class_weight.size > 0, pointer(sample_weight, i), sample_weight.size > 0
+            some = losses[rows] if losses.size else losses
+            loss += narrow_gradient(logits, targets[rows], given, ignore_index, nothing, factor, some, logits, 0, n)
+            if parts.size:
+                thin_outer(g, a, n, n_in, n_out, to, begun, shift(a, n * n_in) if i + n < last else a)
+                add_rows(g, n, n_out, one, to_bias, begun)
+            if grad_x.size:
+                thin_spread(g, n, n_out, turned, row, n_in, pointer(grad_x, i * n_in), streams(grad_x))
+        total += loss
     keep_alive(scratch)
     keep_alive(logits)
     keep_alive(ones)
-    return loss
+    return total
