@@ -44,7 +44,7 @@ _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identi
 # size would lose).
 _SMALL, _SHORT = 1 << 16, 1 << 16
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
-_CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17  # how many, and elements of one: 1 to 40 us
+_CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17  # how many, and elements of one, 1 to 40 us, or 16 rows: they overlap
 _STREAM, _STREAM_ROW = 24 << 20, 1 << 12  # bytes of output, of a row: beyond the last-level cache, go past it
 
 
@@ -56,7 +56,7 @@ def _rows_of_chunk(shape: tuple[int, ...], least: int = 1) -> int:
     """
     n_rows, n_columns = shape
     work = n_rows * n_columns
-    n_chunks = max(1, min(_CHUNKS, work // _LEAST), work // _MOST)
+    n_chunks = max(1, min(_CHUNKS, work // _LEAST), work // max(_MOST, 16 * n_columns))
     least = max(least, 16 if n_columns < 64 else 1)
     return -(-n_rows // (n_chunks * least)) * least
 

@@ -44,6 +44,7 @@ from ._simd import (
     constant,
     fence,
     item,
+    keep_alive,
     lane,
     lanes,
     load,
@@ -59,7 +60,18 @@ from ._simd import (
     total,
     with_lane,
 )  # fmt: skip
-from ._wide import row_scale, rows_exp, rows_together, scaled, vector_room
+from ._wide import (
+    row_exp_between,
+    row_exp_looking,
+    row_max,
+    row_scale,
+    rows_exp,
+    rows_together,
+    scale_at,
+    scaled,
+    vector_room,
+    write_row,
+)  # fmt: skip
 
 
 @signature(LABELS, INDEX, INDEX, DOUBLES_IN, DOUBLES_IN, returns=(INDEX, REAL))
@@ -147,6 +159,17 @@ def wide_cross_entropy(
     most, values = rows_together(pointer(logits, 0), n), vector_room(splat(0.0))
     maxima = vector_room(pointer(logits, 0))
     result = 0.0
+    if most == 1:
+        m = row_max(pointer(logits, first * n), n)
+        for i in range(first, last):
+            z, after = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n)
+            z_t, w, kept = rows_targets(z, n, i, 1, targets, given, ignore_index)
+            d_hi, d_lo, m_after = row_exp_looking(z, n, m, after)
+            loss = lane(nonzero(kept, row_loss(z, splat(np.float64(m)), z_t, d_hi, d_lo) * w), 0)
+            result, m = result + loss, m_after
+            if per_row:
+                put(out, i, loss)
+        return result
     for i in range(first, last, most):
         z, count = pointer(logits, i * n), min(last - i, most)
         z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)
@@ -162,46 +185,87 @@ def wide_cross_entropy(
 @inline
 def wide_gradient(
     logits: Any, labels: Any, given: Any, ignore_index: int, grad_losses: Any, factor: float, losses: Any, grad: Any,
-    streaming: bool, first: int, last: int,
+    first: int, last: int,
 ) -> float:  # fmt: skip
-    n, targets, out, per_row = logits.shape[1], pointer(labels, 0), pointer(losses, 0), losses.size > 0
-    like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
-    scratch = np.empty(n if streaming else 0, logits.dtype)
-    most, values = 1 if streaming else rows_together(like, n), vector_room(splat(0.0))
-    maxima, q_hi, q_lo, at_target = vector_room(like), vector_room(like), vector_room(like), vector_room(like)
+    n, targets, out = logits.shape[1], pointer(labels, 0), pointer(losses, 0)
+    like = pointer(logits, 0)
+    most, values, maxima = rows_together(like, n), vector_room(splat(0.0)), vector_room(like)
+    q_hi, q_lo, at_target = vector_room(like), vector_room(like), vector_room(like)
     result = 0.0
     for i in range(first, last, most):
         z, g, count = pointer(logits, i * n), pointer(grad, i * n), min(last - i, most)
-        e, apart = pointer(scratch, 0) if streaming else g, 0 if streaming else n
         z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)  # first: g may be z
-        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, e, apart, True)
+        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, g, n, True)
         store(values, 0, nonzero(kept, row_loss(z, m, z_t, d_hi, d_lo) * w))
-        a, e_t = w * splat(factor), splat(0.0)
-        for b in range(count):
-            t, _ = row_target(targets, i + b, ignore_index)
-            e_t = with_lane(e_t, b, np.float64(item(e, b * apart + t)))
-            if grad_losses.size:
-                a = with_lane(a, b, lane(a, b) * grad_losses[i + b])
-        q = ratio(z, a, *plus_one(d_hi, d_lo))
-        g_t = target_grad(q[0], e_t * unit(zero), d_hi, d_lo)
-        hi, lo = pair_from_doubles(zero, q, q)
+        hi, lo, g_t = rows_factors(g, n, i, count, targets, ignore_index, w * splat(factor), grad_losses, d_hi, d_lo)
         store(q_hi, 0, hi)
         store(q_lo, 0, lo)
-        store(at_target, 0, from_doubles(zero, g_t, g_t))
+        store(at_target, 0, g_t)
         for b in range(count):
-            t, keep = row_target(targets, i + b, ignore_index)
             row = shift(g, b * n)
-            if keep == 0.0:
-                row_clear(row, n)
-            else:
-                row_scale(shift(e, b * apart), n, item(q_hi, b), item(q_lo, b), row, streaming)
-                put(row, t, item(at_target, b))
+            row_scale(row, n, item(q_hi, b), item(q_lo, b), row, False)
+            row_target_grad(row, n, targets, i + b, ignore_index, item(at_target, b))
             result += item(values, b)
-            if per_row:
+            if losses.size:
                 put(out, i + b, item(values, b))
-    if streaming:
-        fence()
     return result
+
+
+@inline
+def streaming_gradient(
+    logits: Any, labels: Any, given: Any, ignore_index: int, grad_losses: Any, factor: float, losses: Any, grad: Any,
+    first: int, last: int,
+) -> float:  # fmt: skip
+    """The same past the cache."""
+    n, targets, out = logits.shape[1], pointer(labels, 0), pointer(losses, 0)
+    scratch, zero = np.empty(n, logits.dtype), constant(pointer(logits, 0), 0.0, 0.0)
+    e, m, hi, lo, g_t = pointer(scratch, 0), row_max(pointer(logits, first * n), n), zero, zero, zero
+    result = 0.0
+    for i in range(first, last):
+        z, after, g = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(grad, (i - 1) * n)
+        z_t, w, kept = rows_targets(z, n, i, 1, targets, given, ignore_index)
+        d_hi, d_lo, m_after = row_exp_between(z, n, m, e, True, after, i > first, g, scale_at, (e, hi, lo))
+        if i > first:
+            row_target_grad(g, n, targets, i - 1, ignore_index, lane(g_t, 0))
+        loss = lane(nonzero(kept, row_loss(z, splat(np.float64(m)), z_t, d_hi, d_lo) * w), 0)
+        hi, lo, g_t = rows_factors(e, n, i, 1, targets, ignore_index, w * splat(factor), grad_losses, d_hi, d_lo)
+        hi, lo, m = splat(lane(hi, 0)), splat(lane(lo, 0)), m_after
+        result += loss
+        if losses.size:
+            put(out, i, loss)
+    g = pointer(grad, (last - 1) * n)
+    write_row(g, n, True, scale_at, (e, hi, lo))
+    row_target_grad(g, n, targets, last - 1, ignore_index, lane(g_t, 0))
+    fence()
+    keep_alive(scratch)
+    return result
+
+
+@inline
+def rows_factors(
+    e: Any, n: int, i: int, count: int, targets: Any, ignore_index: int, a: Any, grad_losses: Any, d_hi: Any, d_lo: Any
+) -> Any:  # fmt: skip
+    """For each row, in a vector's lanes: what its exponentials are to be multiplied with, as a pair; its target's gradient."""
+    zero, e_t = constant(e, 0.0, 0.0), splat(0.0)
+    for b in range(count):
+        t, _ = row_target(targets, i + b, ignore_index)
+        e_t = with_lane(e_t, b, np.float64(item(e, b * n + t)))
+        if grad_losses.size:
+            a = with_lane(a, b, lane(a, b) * grad_losses[i + b])
+    q = ratio(e, a, *plus_one(d_hi, d_lo))
+    g_t = target_grad(q[0], e_t * unit(zero), d_hi, d_lo)
+    hi, lo = pair_from_doubles(zero, q, q)
+    return hi, lo, from_doubles(zero, g_t, g_t)
+
+
+@inline
+def row_target_grad(row: Any, n: int, targets: Any, i: int, ignore_index: int, g_t: Any) -> None:
+    """Put in the target's gradient; a row that is ignored is 0."""
+    t, keep = row_target(targets, i, ignore_index)
+    if keep == 0.0:
+        row_clear(row, n)
+    else:
+        put(row, t, g_t)
 
 
 @inline
@@ -412,6 +476,10 @@ def cross_entropy_with_grad(
         return narrow_gradient(
             logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
         )
+    if streaming:
+        return streaming_gradient(
+            logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
+        )
     return wide_gradient(
-        logits, targets, given, ignore_index, grad_losses, factor, losses, grad, streaming, first, last
+        logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
     )

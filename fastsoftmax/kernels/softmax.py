@@ -24,6 +24,7 @@ from ._simd import (
     constant,
     fence,
     item,
+    keep_alive,
     lanes,
     load,
     load_first,
@@ -33,7 +34,19 @@ from ._simd import (
     store,
     store_first,
 )  # fmt: skip
-from ._wide import row_scale, row_subtract, rows_exp, rows_together, scaled, vector_room
+from ._wide import (
+    row_exp_between,
+    row_max,
+    row_scale,
+    row_subtract,
+    rows_exp,
+    rows_together,
+    scale_at,
+    scaled,
+    subtract_at,
+    vector_room,
+    write_row,
+)  # fmt: skip
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
@@ -41,22 +54,37 @@ def softmax(logits, probs, n, streaming, first, last):
     if n < NARROW:
         narrow_softmax(logits, probs, n, first, last)
         return
-    scratch = np.empty(n if streaming else 0, logits.dtype)
+    if streaming:
+        streaming_softmax(logits, probs, n, first, last)
+        return
     like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
-    most = 1 if streaming else rows_together(like, n)
+    most = rows_together(like, n)
     maxima, q_hi, q_lo = vector_room(like), vector_room(like), vector_room(like)
     for i in range(first, last, most):
         p, count = pointer(probs, i * n), min(last - i, most)
-        e, apart = pointer(scratch, 0) if streaming else p, 0 if streaming else n
-        _, d_hi, d_lo = rows_exp(pointer(logits, i * n), n, count, most, maxima, e, apart, True)
+        _, d_hi, d_lo = rows_exp(pointer(logits, i * n), n, count, most, maxima, p, n, True)
         q = ratio(like, splat(1.0), *plus_one(d_hi, d_lo))
         hi, lo = pair_from_doubles(zero, q, q)
         store(q_hi, 0, hi)
         store(q_lo, 0, lo)
         for b in range(count):
-            row_scale(shift(e, b * apart), n, item(q_hi, b), item(q_lo, b), shift(p, b * n), streaming)
-    if streaming:
-        fence()
+            row = shift(p, b * n)
+            row_scale(row, n, item(q_hi, b), item(q_lo, b), row, False)
+
+
+@inline
+def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> None:
+    scratch = np.empty(n, logits.dtype)
+    e, zero = pointer(scratch, 0), constant(pointer(logits, 0), 0.0, 0.0)
+    m, hi, lo = row_max(pointer(logits, first * n), n), zero, zero
+    for i in range(first, last):
+        z, after, p = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(probs, (i - 1) * n)
+        d_hi, d_lo, m = row_exp_between(z, n, m, e, True, after, i > first, p, scale_at, (e, hi, lo))
+        q = ratio(e, splat(1.0), *plus_one(d_hi, d_lo))
+        hi, lo = pair_from_doubles(zero, q, q)
+    write_row(pointer(probs, (last - 1) * n), n, True, scale_at, (e, hi, lo))
+    fence()
+    keep_alive(scratch)
 
 
 @inline
@@ -93,6 +121,9 @@ def log_softmax(logits, log_probs, n, streaming, first, last):
     if n < NARROW:
         narrow_log_softmax(logits, log_probs, n, first, last)
         return
+    if streaming:
+        streaming_log_softmax(logits, log_probs, n, first, last)
+        return
     like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
     most, maxima, logs = rows_together(like, n), vector_room(like), vector_room(like)
     for i in range(first, last, most):
@@ -101,9 +132,23 @@ def log_softmax(logits, log_probs, n, streaming, first, last):
         log = log1p_pair(like, d_hi, d_lo)
         store(logs, 0, pair_from_doubles(zero, log, log)[0])
         for b in range(count):
-            row_subtract(shift(z, b * n), n, item(maxima, b), item(logs, b), shift(out, b * n), streaming)
-    if streaming:
-        fence()
+            row_subtract(shift(z, b * n), n, item(maxima, b), item(logs, b), shift(out, b * n), False)
+
+
+@inline
+def streaming_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: int) -> None:
+    zero = constant(pointer(logits, 0), 0.0, 0.0)
+    m, m_before, log = row_max(pointer(logits, first * n), n), zero, zero
+    for i in range(first, last):
+        z, after = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n)
+        before, out = shift(z, -n), pointer(log_probs, (i - 1) * n)
+        d_hi, d_lo, m_after = row_exp_between(
+            z, n, m, z, False, after, i > first, out, subtract_at, (before, m_before, log)
+        )  # fmt: skip
+        value = log1p_pair(z, d_hi, d_lo)
+        log, m_before, m = pair_from_doubles(zero, value, value)[0], splat(m), m_after
+    write_row(pointer(log_probs, (last - 1) * n), n, True, subtract_at, (pointer(logits, (last - 1) * n), m_before, log))
+    fence()
 
 
 @inline
