@@ -144,8 +144,7 @@ class SGD(Optimizer):
         self._n_slots, self._kernel = (1, "momentum_update") if self.momentum else (0, "sgd_update")
 
     def _rule(self) -> tuple[float, ...]:
-        rate = float(self.learning_rate)
-        return (rate, self.momentum, float(self.nesterov)) if self.momentum else (rate,)
+        return float(self.learning_rate), self.momentum, float(self.nesterov)
 
 
 class Adam(Optimizer):

@@ -188,3 +188,11 @@ def test_threads_that_share_an_update_change_no_bit(rng, dtype, case):
     assert not np.array_equal(results[0], start)
     for param in results[1:]:
         np.testing.assert_array_equal(param, results[0])
+
+
+def test_settings_changed_between_steps_count_from_the_next_one_on():
+    param, optimizer = np.zeros(3), SGD(0.5, momentum=0.9)
+    optimizer.step([param], [np.ones(3)])
+    optimizer.momentum, optimizer.learning_rate = 0.0, 0.25
+    optimizer.step([param], [np.ones(3)])
+    np.testing.assert_array_equal(param, -0.75)

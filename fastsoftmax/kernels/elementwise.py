@@ -62,7 +62,7 @@ def relu_backward(grad_out, x, grad_x, first, last):
 # What may be another number at the next step is in `factors`, which is read at each call: a recorded call stays as it is.
 @signature(VECTOR_OUT, VECTOR_IN, SCALAR, DOUBLES_IN, INDEX, INDEX)
 def sgd_update(param, grad, l2, factors, first, last):
-    """param -= learning_rate * (grad + l2 * param), where factors is (learning_rate,)"""
+    """param -= learning_rate * (grad + l2 * param), where factors begins with learning_rate"""
     w, g = pointer(param, first), pointer(grad, first)
     n, step, zero = last - first, lanes(w), constant(w, 0.0, 0.0)
     down, l2 = _factor(w, -factors[0]), splat(l2)
