@@ -203,7 +203,8 @@ def wide_gradient(
         store(at_target, 0, g_t)
         for b in range(count):
             row = shift(g, b * n)
-            row_scale(row, n, item(q_hi, b), item(q_lo, b), row, False)
+            if row_target(targets, i + b, ignore_index)[1] != 0.0:
+                row_scale(row, n, item(q_hi, b), item(q_lo, b), row, False)
             row_target_grad(row, n, targets, i + b, ignore_index, item(at_target, b))
             result += item(values, b)
             if losses.size:
