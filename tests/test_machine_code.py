@@ -113,6 +113,25 @@ def test_row_kernel(kernel, dtype, tmp_path):
     check(kernel, dtype.name, tmp_path)
 
 
+def test_only_the_entry_is_made_machine_code(tmp_path):
+    """What numba would do for each of a kernel's helpers as well takes longer than the rest of building it."""
+    program = """
+from numba.core.codegen import JitEngine
+
+made, add_module = [], JitEngine.add_module
+JitEngine.add_module = lambda engine, module: made.append(module.name) or add_module(engine, module)
+import inspect
+from fastsoftmax.kernels import kernel
+kernel("softmax", "float32")
+from fastsoftmax.kernels import _math, _narrow, _wide, softmax
+helpers = {name for module in (_math, _narrow, _wide, softmax) for name, _ in inspect.getmembers(module, inspect.isfunction)}
+print("softmax_float32" in made, len(helpers) > 20, sorted(helpers & set(made)))
+"""
+    environment = {**os.environ, "FASTSOFTMAX_CACHE_DIR": str(tmp_path)}
+    text = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
+    assert text.split(maxsplit=2) == ["True", "True", "[]\n"]
+
+
 def test_scalar_code_would_be_seen(tmp_path):
     """The reader of assembly itself, on a loop as one would write it by hand: scalar maximum, exp of the C library."""
     program = """

@@ -38,14 +38,17 @@ from ._layout import (
     TAKEN,
     TALLY,
 )  # fmt: skip
+from ._part import PartCompiler
 
 # error_model "numpy": a division by zero gives inf or NaN, as in NumPy, and leaves no branch in the loop.
 # fastmath stays off: it folds away the rounding tricks of the exponential and drops NaN; where a sum may be
 # reassociated, the kernel says so at that sum. Not parallel: threads are `fastsoftmax._threads`' subject.
 OPTIONS = {"error_model": "numpy"}
+# Only entries are called from elsewhere; what they are made of needs no wrapper and no machine code of its own.
+PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
 # Helpers are always inlined: left to its own judgement LLVM made the larger ones calls that pass vectors through memory
 # (fused loss-gradient, float64, 10 classes: 1.97 -> 1.75 ns an element).
-INLINE = {**OPTIONS, "forceinline": True}
+INLINE = {**PART, "forceinline": True}
 
 # --- What a kernel's arguments are. Each kind maps the kernel's dtype to a numba type.
 
@@ -288,8 +291,7 @@ def compiled(kernel: Callable[..., Any], dtype: np.dtype) -> Dispatcher:
     real = from_dtype(np.dtype(dtype))
     arguments = [kind(real) for kind in kernel.kinds]
     result = _result_type(kernel.returns, real)
-    # Neither needs a C wrapper, and only the entry one for Python: that halves the time to compile.
-    inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(kernel)
+    inner = njit(**PART)(kernel)
     entry = njit(no_cfunc_wrapper=True, **OPTIONS)(_entry(kernel, name, _with_job(inner, result(*arguments))))
     entry._cache = DiskCache(name, OPTIONS)
     entry.compile(result(*(Borrowed(a) if isinstance(a, types.Array) else a for a in arguments), types.int64))
