@@ -214,10 +214,8 @@ def apart(a: Array, out: Any) -> bool:
 def overlaps(out: Array, *inputs: Array | None) -> bool:
     """Whether `out` may share memory with an input. Two arrays that own what they hold do not (1 us of 5 to ask NumPy)."""
     owns = out.flags.owndata
-    for a in inputs:
-        if a is not None and (a is out or not (owns and a.flags.owndata)) and np.may_share_memory(out, a):
-            return True
-    return False
+    unclear = [a for a in inputs if a is not None and (a is out or not (owns and a.flags.owndata))]
+    return len(unclear) > 0 and any(np.may_share_memory(out, a) for a in unclear)
 
 
 # ---- targets and weights ---------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ A *pair* (hi, lo) is an unevaluated sum of two numbers of one type with |lo| <= 
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import factorial
 from typing import Any
 
 from numba import types
@@ -144,6 +146,15 @@ def _fold(hi: Any, lo: Any, width: Any) -> Any:
     return fast_two_sum(s, error + (lo + rotate_half(lo, width)))
 
 
+@inline
+def fold_pair(hi: Any, lo: Any) -> Any:
+    """The sum over all lanes of a pair of double vectors, as a pair (lanes alike; fixed tree)."""
+    hi, lo = fast_two_sum(hi, lo)
+    hi, lo = _fold(hi, lo, 4)
+    hi, lo = _fold(hi, lo, 2)
+    return _fold(hi, lo, 1)
+
+
 @by_type
 def row_sum(hi, low):
     """d over all lanes: a row's sum of exponentials less one, as a pair of double vectors (lanes alike; fixed tree)."""
@@ -157,10 +168,7 @@ def row_sum(hi, low):
         return floats
 
     def doubles(hi, low):
-        s, lo = fast_two_sum(hi - splat(SHIFT64), low[0])
-        s, lo = _fold(s, lo, 4)
-        s, lo = _fold(s, lo, 2)
-        s, lo = _fold(s, lo, 1)
+        s, lo = fold_pair(hi - splat(SHIFT64), low[0])
         s, lo = fast_two_sum(s - splat(SHIFT64), lo)
         return s * splat(1.0 / SHIFT64), lo * splat(1.0 / SHIFT64)
 
@@ -288,44 +296,37 @@ def ratio(like, a, s_hi, s_lo):
 # ---- exp in twice the precision of doubles, for gradients that all but cancel ------------------------------------------
 # ln 2 in three: the first two times any k that occurs are exact
 _LN2_1, _LN2_2, _LN2_3 = 0.6931471803691238, 1.9082149292702925e-10, 2.953162033771554e-23
-_T = tuple(1.0 / f for f in (120.0, 720.0, 5040.0, 40320.0, 362880.0, 3628800.0))
-_SIXTH_LO, _24TH_LO = 9.25185853854297e-18, 2.3129646346357427e-18  # 1/6 and 1/24 less their doubles
+_T = tuple(1.0 / factorial(k) for k in range(6, 18))
+_6TH_LO, _24TH_LO, _120TH_LO = (float(Fraction(1, n) - Fraction(1.0 / n)) for n in (6, 24, 120))  # less their doubles
 
 
 @inline
 def _times_plus(r: Any, r_lo: Any, a: Any, a_lo: Any, c: float, c_lo: float) -> Any:
-    """c + r * a of pairs, where c is the larger."""
+    """c + r * a of pairs, where c is the larger; the parts of the result may overlap by a few bits."""
     p, error = two_product(r, a)
     s, rest = fast_two_sum(splat(c), p)
-    return fast_two_sum(s, rest + (error + (r * a_lo + r_lo * a) + splat(c_lo)))
+    return s, rest + (fma(r, a_lo, fma(r_lo, a, error)) + splat(c_lo))
 
 
 @inline
 def exp_pair(s: Any, lo: Any) -> Any:
-    """exp(s + lo) for double vectors s <= 0, as a pair within 2**-75 relative; its low part fades below 1e-290."""
+    """exp(s + lo) * 2**SHIFT for double vectors s <= 0, as a pair within 2**-69; its low part fades below exp = 1e-290."""
     k = fma(s, splat(_LOG2E), splat(1.5 * 2**52)) - splat(1.5 * 2**52)
     r, error = two_diff(fma(k, splat(-_LN2_1), s), k * splat(_LN2_2))
     r, r_lo = fast_two_sum(r, error + (lo - k * splat(_LN2_3)))
-    r, r_lo = r * splat(0.125), r_lo * splat(0.125)
-    # expm1(r / 8) = r + r^2 (1/2 + r (1/6 + r (1/24 + r T(r)))), each step one more in pairs
-    t = r * polynomial(r, _T, _T)
-    a, a_lo = fast_two_sum(splat(1.0 / 24.0), t)
-    a, a_lo = _times_plus(r, r_lo, a, a_lo + splat(_24TH_LO), 1.0 / 6.0, _SIXTH_LO)
+    # expm1(r) = r + r^2 (1/2 + r (1/6 + r (1/24 + r (1/120 + r T(r))))), each step but the first in pairs: the chain of
+    # high parts is two operations a step
+    a, a_lo = fast_two_sum(splat(1.0 / 120.0), r * polynomial(r, _T, _T))
+    a, a_lo = _times_plus(r, r_lo, a, a_lo + splat(_120TH_LO), 1.0 / 24.0, _24TH_LO)
+    a, a_lo = _times_plus(r, r_lo, a, a_lo, 1.0 / 6.0, _6TH_LO)
     a, a_lo = _times_plus(r, r_lo, a, a_lo, 0.5, 0.0)
     w, w_lo = two_product(r, r)
-    w_lo = w_lo + (r + r) * r_lo
+    w_lo = fma(r + r, r_lo, w_lo)
     p, p_lo = two_product(w, a)
     y, y_lo = fast_two_sum(r, p)
-    y, y_lo = fast_two_sum(y, y_lo + (r_lo + (p_lo + (w * a_lo + w_lo * a))))
-    for _ in range(3):  # (1 + y)^2 - 1 = 2y + y^2
-        w, w_lo = two_product(y, y)
-        w_lo = w_lo + (y + y) * y_lo
-        y, error = fast_two_sum(y + y, w)
-        y, y_lo = fast_two_sum(y, error + ((y_lo + y_lo) + w_lo))
+    y_lo = y_lo + (r_lo + fma(w, a_lo, fma(w_lo, a, p_lo)))
     p, p_lo = fast_two_sum(splat(1.0), y)
-    p_lo = p_lo + y_lo
+    p, p_lo = fast_two_sum(p, p_lo + y_lo)
     power = pow2(k + splat(_MAGIC64))
-    unit = splat(1.0 / SHIFT64)
-    outside = s < splat(_LEAST64)
-    zero = splat(0.0)
-    return select(outside, zero, p * power) * unit, select(outside, zero, p_lo * power) * unit
+    outside, zero = s < splat(_LEAST64), splat(0.0)
+    return select(outside, zero, p * power), select(outside, zero, p_lo * power)

@@ -2,10 +2,13 @@
 
 Row i has weights b_j: of probabilities t, b_j = ((1 - e) * t_j + e / n_classes) * class_weight_j; of a label t,
 b_j = (1 - e) * [j == t] * class_weight_t + e / n_classes * class_weight_j; with A their sum,
-    loss   = sum_j b_j * ((m - z_j) + log1p(d))
-    grad_j = (A * e_j - b_j - b_j * d) / (1 + d),    e_j = exp(z_j - m)
-all times sample_weight. A * p - b all but cancels wherever the model agrees with a smooth target, so everything is
-computed in pairs of doubles (106 bits; of floats: in doubles), and a one-hot row still has its 1e-20 at the target.
+    loss   = A * log1p(d) + sum_j b_j * (m - z_j)
+    grad_j = (A * e_j - b_j * (1 + d)) / (1 + d),    e_j = exp(z_j - m)
+all times sample_weight. A * p - b all but cancels wherever the model agrees with a smooth target, so doubles are computed in
+pairs (106 bits), and floats in doubles; a one-hot row still has its 1e-20 at the target.
+
+Lanes along the row, two passes after the maximum: one takes exponentials and sums, one writes the gradient. What a label adds
+to its own class is left out of both, and put in for several rows at once, as are logarithms and divisions.
 """
 
 from __future__ import annotations
@@ -20,8 +23,13 @@ from ._math import (
     exp_pair,
     exp_shifted,
     fast_two_sum,
+    fold_pair,
+    from_doubles,
+    lane_add,
+    lane_start,
     log1p_pair,
     plus_one,
+    row_sum,
     two_diff,
     two_product,
     two_sum,
@@ -29,22 +37,31 @@ from ._math import (
 from ._simd import (
     V32,
     exact_fma,
+    fma,
+    item,
     keep_alive,
     lane,
-    load,
+    lanes,
     load_first,
+    load_wide,
     load_wide_first,
     pointer,
+    put,
     select,
+    shift,
     splat,
     store,
     store_narrow_first,
     total,
+    with_lane,
 )  # fmt: skip
-from ._wide import row_max
+from ._wide import row_max, vector_room
+from .cross_entropy import nonzero, row_clear, row_target
+
+_UNIT = 1.0 / SHIFT64
 
 
-# ---- pairs -------------------------------------------------------------------------------------------------------------
+# ---- pairs of doubles; of floats a double has digits enough, and their low parts are 0 --------------------------------------
 @inline
 def add(a: Any, b: Any) -> Any:
     s, error = two_sum(a[0], b[0])
@@ -52,14 +69,10 @@ def add(a: Any, b: Any) -> Any:
 
 
 @inline
-def subtract(a: Any, b: Any) -> Any:
-    return add(a, (-b[0], -b[1]))
-
-
-@inline
-def multiply(a: Any, b: Any) -> Any:
-    p, error = two_product(a[0], b[0])
-    return fast_two_sum(p, error + (a[0] * b[1] + a[1] * b[0]))
+def times(a: Any, b: Any) -> Any:
+    """A pair times a double."""
+    p, error = two_product(a[0], b)
+    return p, error + a[1] * b
 
 
 @inline
@@ -70,92 +83,244 @@ def divide(a: float, b: float) -> Any:
 
 
 @inline
-def total_pair(a: Any) -> Any:
-    """The sum over the lanes, in all lanes, added one lane after the other."""
-    s = (splat(0.0), splat(0.0))
-    for k in range(8):
-        s = add(s, (splat(lane(a[0], k)), splat(lane(a[1], k))))
-    return s
+def difference(a: Any, e: Any, b: Any, d: Any) -> Any:
+    """a * e - b * (1 + d) of pairs, rounded once."""
+    one = plus_one(d[0], d[1])
+    p, p_lo = two_product(a[0], e[0])
+    q, q_lo = two_product(b[0], one[0])
+    s, error = two_diff(p, q)
+    return s + (error + ((p_lo + (a[0] * e[1] + a[1] * e[0])) - (q_lo + (b[0] * one[1] + b[1] * one[0]))))
 
 
-# ---- one row -------------------------------------------------------------------------------------------------------------
+@by_type
+def gradient(like, a, e, b, d):
+    """The same; of floats in an order that leaves d whole where a * e is b."""
+    if like.dtype is V32.dtype:
+        return lambda like, a, e, b, d: fma(a[0], e[0], -b[0]) + fma(a[1], e[0], -(b[0] * d[0]))
+    return lambda like, a, e, b, d: difference(a, e, b, d)
+
+
 @by_type
 def exponential(like, s, error):
-    """exp(s + error), unscaled: a pair for doubles, one double for floats."""
+    """exp(s + error), times 2**SHIFT, as a pair."""
     if like.dtype is V32.dtype:
-        return lambda like, s, error: (exp_shifted(s, error) * splat(1.0 / SHIFT64), splat(0.0))
+        return lambda like, s, error: (exp_shifted(s, splat(0.0)), splat(0.0))
     return lambda like, s, error: exp_pair(s, error)
 
 
+@by_type
+def mixed(like, keep, t, uniform):
+    """keep * t + uniform."""
+    if like.dtype is V32.dtype:
+        return lambda like, keep, t, uniform: (fma(keep[0], t, uniform[0]), splat(0.0))
+    return lambda like, keep, t, uniform: add(times(keep, t), uniform)
+
+
+@by_type
+def weighted(like, b, weight):
+    """b * weight."""
+    if like.dtype is V32.dtype:
+        return lambda like, b, weight: (b[0] * weight, splat(0.0))
+    return lambda like, b, weight: times(b, weight)
+
+
+@by_type
+def summed(like, s, low, value):
+    """(s, low) and a value more; infinite ones may be among them."""
+    if like.dtype is V32.dtype:
+        return lambda like, s, low, value: (s + value, low)
+
+    def doubles(like, s, low, value):
+        s, error = two_sum(s, value)
+        return s, low + select(error == error, error, splat(0.0))
+
+    return doubles
+
+
+# ---- one row -------------------------------------------------------------------------------------------------------------
 @inline
-def row_weights(t: Any, j: int, k: int, label: int, keep: Any, uniform: Any, class_weight: Any) -> Any:
-    """b_j.. as a pair, without sample_weight; `t` is the row of probabilities unless there is a label."""
-    if label >= 0:
-        index = load(pointer(_COUNT, 0), 0) + splat(np.float64(j))
-        hot = select(index == splat(np.float64(label)), splat(1.0), splat(0.0))
-        b = add((keep[0] * hot, keep[1] * hot), uniform)
-    else:
-        b = add(multiply((load_wide_first(t, j, k, 0.0), splat(0.0)), keep), uniform)
-    if class_weight.size:
-        b = multiply(b, (load_first(pointer(class_weight, 0), j, k, splat(0.0)), splat(0.0)))
-    inside = load(pointer(_COUNT, 0), 0) < splat(np.float64(k))
-    return select(inside, b[0], splat(0.0)), select(inside, b[1], splat(0.0))
-
-
-_COUNT = np.arange(8.0)
-
-
-@inline
-def row_pass(z: Any, n: int, t: Any, label: int, smoothing: float, class_weight: Any, e: Any, e_lo: Any) -> Any:
-    """Fill e with the exponentials; returns (m, d, A, loss without sample_weight), all but m as pairs or in all lanes."""
-    m = splat(np.float64(row_max(z, n)))
-    keep = two_diff(splat(1.0), splat(smoothing))
-    uniform = divide(smoothing, np.float64(n))
-    d, d_low, d_lost = splat(1.0), splat(0.0), splat(0.0)  # as `lane_start`: each lane begins at 1
-    a = (splat(0.0), splat(0.0))
-    for j in range(0, n, 8):
-        k = min(8, n - j)
-        s, error = two_diff(load_wide_first(z, j, k, -np.inf), m)
-        value = exponential(z, s, error)
-        store(e, j, value[0])
-        store(e_lo, j, value[1])
-        above = d + value[0]
-        d_low, error = two_sum(d_low, value[0] - (above - d))
-        d, d_lost = above, d_lost + (error + value[1])
-        a = add(a, row_weights(t, j, k, label, keep, uniform, class_weight))
-    ones = d - splat(1.0)
-    s, low = total_pair(add((ones, splat(0.0)), (d_low, d_lost)))
-    s, low = fast_two_sum(s - splat(1.0), low)
-    log = log1p_pair(e, s, low)
-
-    loss, loss_low = splat(0.0), splat(0.0)
-    for j in range(0, n, 8):
-        k = min(8, n - j)
-        b = row_weights(t, j, k, label, keep, uniform, class_weight)
-        x, x_lo = two_diff(m, load_wide_first(z, j, k, -np.inf))
-        x_lo = select(x == splat(np.inf), splat(0.0), x_lo)
-        term = b[0] * (x + (log[0] + (log[1] + x_lo)))
-        # 0 * inf: a masked class without weight adds nothing, but NaN does
-        term = select(b[0] == splat(0.0), select(x == x, splat(0.0), x), term)
-        above, error = two_sum(loss, term)
-        loss, loss_low = above, loss_low + select(error == error, error, splat(0.0))
-    return m, (s, low), total_pair(a), total(loss + loss_low)
+def class_weights(like: Any, t: Any, j: int, k: int, uniform: Any, given: Any) -> Any:
+    """b_j.. of the first k lanes, without what a label adds; 0 in the others if `uniform` is."""
+    soft, keep, weighs, weights = given
+    b = uniform
+    if soft:
+        b = mixed(like, keep, load_wide_first(t, j, k, 0.0), uniform)
+    if weighs:
+        b = weighted(like, b, load_first(weights, j, k, splat(0.0)))
+    return b
 
 
 @inline
-def row_clear(out: Any, n: int) -> None:
-    for j in range(0, n, 8):
-        store_narrow_first(out, j, splat(0.0), n - j)
+def add_classes(
+    z: Any, j: int, k: int, m: Any, t: Any, uniform: Any, given: Any, e: Any, e_lo: Any, keep: bool, sums: Any
+) -> Any:  # fmt: skip
+    """Add k classes to the sums of a row."""
+    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
+    s, error = two_diff(load_wide_first(z, j, k, -np.inf), m)
+    value, value_lo = exponential(z, s, error)
+    if keep:
+        store(e, j, value)
+        store_low(z, e_lo, j, value_lo)
+    hi, lo, lost = add_exponential(z, hi, lo, lost, value, value_lo)
+    b = class_weights(z, t, j, k, uniform, given)
+    if given[0] or given[2]:
+        a_hi, error = two_sum(a_hi, b[0])
+        a_lo = a_lo + (error + b[1])
+    term = b[0] * -s  # 0 * inf: a masked class without weight adds nothing, but NaN does
+    x_hi, x_lo = summed(z, x_hi, x_lo, select(b[0] == splat(0.0), select(s == s, splat(0.0), s), term))
+    return hi, lo, lost, a_hi, a_lo, x_hi, x_lo
+
+
+@by_type
+def store_low(like, e_lo, j, value):
+    if like.dtype is V32.dtype:
+        return lambda like, e_lo, j, value: None
+    return lambda like, e_lo, j, value: store(e_lo, j, value)
+
+
+@by_type
+def load_pair(like, e, e_lo, j):
+    if like.dtype is V32.dtype:
+        return lambda like, e, e_lo, j: (load_wide(e, j), splat(0.0))
+    return lambda like, e, e_lo, j: (load_wide(e, j), load_wide(e_lo, j))
+
+
+@by_type
+def item_pair(like, e, e_lo, j):
+    if like.dtype is V32.dtype:
+        return lambda like, e, e_lo, j: (item(e, j), 0.0)
+    return lambda like, e, e_lo, j: (item(e, j), item(e_lo, j))
+
+
+@by_type
+def add_exponential(like, hi, lo, lost, value, value_lo):
+    """As `lane_add`; of doubles nothing is lost from the low part either."""
+    if like.dtype is V32.dtype:
+
+        def floats(like, hi, lo, lost, value, value_lo):
+            hi, lo = lane_add(hi, lo, value)
+            return hi, lo, lost
+
+        return floats
+
+    def doubles(like, hi, lo, lost, value, value_lo):
+        s = hi + value
+        lo, error = two_sum(lo, value - (s - hi))
+        return s, lo, lost + (error + value_lo)
+
+    return doubles
 
 
 @inline
-def row_label(labels: Any, i: int) -> int:
-    return labels[i] if labels.size else -1
+def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, keep: bool) -> Any:
+    """(d and A as pairs, sum_j b_j * (m - z_j)); e gets the exponentials if they are to be kept."""
+    zero = splat(0.0)
+    hi, lo = lane_start(zero)
+    sums = hi, lo, zero, zero, zero, zero, zero
+    j = 0
+    while j + 8 <= n:
+        sums = add_classes(z, j, 8, m, t, uniform, given, e, e_lo, keep, sums)
+        j += 8
+    if j < n:
+        sums = add_classes(z, j, n - j, m, t, rest, given, e, e_lo, keep, sums)
+    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
+    return row_sum(hi, (lo + lost, zero)), fold_pair(a_hi, a_lo), total(x_hi + x_lo)
 
 
 @inline
-def row_ignored(labels: Any, i: int, ignore_index: int) -> bool:
-    return labels.size > 0 and labels[i] == ignore_index
+def row_gradient(
+    n: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, a: Any, d: Any, inverse: Any, out: Any
+) -> None:  # fmt: skip
+    j = 0
+    while j + 8 <= n:
+        b = class_weights(out, t, j, 8, uniform, given)
+        store_narrow_first(out, j, gradient(out, a, load_pair(out, e, e_lo, j), b, d) * inverse, 8)
+        j += 8
+    if j < n:
+        b = class_weights(out, t, j, n - j, rest, given)
+        store_narrow_first(out, j, gradient(out, a, load_pair(out, e, e_lo, j), b, d) * inverse, n - j)
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------------
+@inline
+def soft_rows(
+    logits: Any, labels: Any, probs: Any, smoothing: float, class_weight: Any, sample_weight: Any, ignore_index: int,
+    grad_losses: Any, scale: float, denominator: float, losses: Any, grad: Any, wanted: bool, first: int, last: int,
+) -> float:  # fmt: skip
+    """The sum of the weighted losses; the gradient if it is wanted."""
+    n, soft, weighs, zero = logits.shape[1], labels.size == 0, class_weight.size > 0, splat(0.0)
+    like, targets, weights = pointer(logits, 0), pointer(labels, 0), pointer(class_weight, 0)
+    keep, uniform = two_diff(splat(1.0), splat(smoothing)), divide(smoothing, np.float64(n))
+    given = soft, keep, weighs, weights
+    values, at_target = vector_room(zero), vector_room(like)
+    a_hi, a_lo, d_hi, d_lo, inverses = (
+        vector_room(zero), vector_room(zero), vector_room(zero), vector_room(zero), vector_room(zero)
+    )  # fmt: skip
+    store(a_hi, 0, uniform[0])
+    store(a_lo, 0, uniform[1])
+    rest = load_first(a_hi, 0, n % 8, zero), load_first(a_lo, 0, n % 8, zero)
+    most, apart, parts = max(1, min(8, 1024 // n)), (n + 7) // 8 * 8, 16 // lanes(like)
+    scratch = np.empty(most * apart * parts if wanted else 0, np.float64)
+    e, e_lo = pointer(scratch, 0), pointer(scratch, most * apart * (parts - 1))
+    result = 0.0
+    for i in range(first, last, most):
+        count = min(most, last - i)
+        m, d, a, x = zero, (zero, zero), (zero, zero), zero
+        z_t, e_t, w_t, kept, w, factor = zero, (zero, zero), splat(1.0), splat(1.0), splat(1.0), splat(scale)
+        for b in range(count):
+            z, p, k = pointer(logits, (i + b) * n), pointer(probs, (i + b) * n if soft else 0), b * apart
+            m_b = np.float64(row_max(z, n))
+            d_b, a_b, x_b = row_sums(z, n, splat(m_b), p, uniform, rest, given, shift(e, k), shift(e_lo, k), wanted)
+            m, x = with_lane(m, b, m_b), with_lane(x, b, x_b)
+            d = with_lane(d[0], b, lane(d_b[0], 0)), with_lane(d[1], b, lane(d_b[1], 0))
+            a = with_lane(a[0], b, lane(a_b[0], 0)), with_lane(a[1], b, lane(a_b[1], 0))
+            if not soft:
+                t, keep_b = row_target(targets, i + b, ignore_index)
+                z_t, kept = with_lane(z_t, b, np.float64(item(z, t))), with_lane(kept, b, keep_b)
+                if weighs:
+                    w_t = with_lane(w_t, b, item(weights, t))
+                if wanted:
+                    at = item_pair(z, shift(e, k), shift(e_lo, k), t)
+                    e_t = with_lane(e_t[0], b, at[0]), with_lane(e_t[1], b, at[1])
+            if sample_weight.size:
+                w = with_lane(w, b, sample_weight[i + b])
+            if grad_losses.size:
+                factor = with_lane(factor, b, scale * grad_losses[i + b])
+        own = zero, zero
+        if not soft:
+            own = times(keep, w_t)
+            a = add(a if weighs else (splat(smoothing), zero), own)
+        log_hi, log_lo = log1p_pair(like, d[0], d[1])
+        x = x + nonzero(own[0], own[0] * (m - z_t))
+        store(values, 0, nonzero(kept, (a[0] * (log_hi + log_lo) + x) * w))
+        for b in range(count):
+            result += item(values, b)
+            if losses.size:
+                losses[i + b] = item(values, b)
+        if wanted:
+            inverse = w * factor / splat(denominator) / plus_one(d[0], d[1])[0]
+            a = a[0] * splat(_UNIT), a[1] * splat(_UNIT)
+            g_t = difference(a, e_t, add(times(uniform, w_t), own), d) * inverse
+            store(a_hi, 0, a[0])
+            store(a_lo, 0, a[1])
+            store(d_hi, 0, d[0])
+            store(d_lo, 0, d[1])
+            store(inverses, 0, inverse)
+            store(at_target, 0, from_doubles(like, g_t, g_t))
+            for b in range(count):
+                p, g, k = pointer(probs, (i + b) * n if soft else 0), pointer(grad, (i + b) * n), b * apart
+                a_b, d_b = (splat(item(a_hi, b)), splat(item(a_lo, b))), (splat(item(d_hi, b)), splat(item(d_lo, b)))
+                row_gradient(
+                    n, p, uniform, rest, given, shift(e, k), shift(e_lo, k), a_b, d_b, splat(item(inverses, b)), g
+                )  # fmt: skip
+                if not soft:
+                    t, keep_b = row_target(targets, i + b, ignore_index)
+                    if keep_b == 0.0:
+                        row_clear(g, n)
+                    else:
+                        put(g, t, item(at_target, b))
+    keep_alive(scratch)
+    return result
 
 
 # ---- the kernels -----------------------------------------------------------------------------------------------------------
@@ -166,21 +331,10 @@ def soft_cross_entropy(
     logits, labels, probs, smoothing, class_weight, sample_weight, ignore_index, losses, first, last
 ):  # fmt: skip
     """Write the weighted losses, unless `losses` is empty; return their sum. Of labels and probs one is empty."""
-    n = logits.shape[1]
-    scratch = np.empty(2 * (n + 8), np.float64)
-    e, e_lo = pointer(scratch, 0), pointer(scratch, n + 8)
-    result = 0.0
-    for i in range(first, last):
-        loss = 0.0
-        if not row_ignored(labels, i, ignore_index):
-            t = pointer(probs, 0 if labels.size else i * n)
-            row = row_pass(pointer(logits, i * n), n, t, row_label(labels, i), smoothing, class_weight, e, e_lo)
-            loss = row[3] * (sample_weight[i] if sample_weight.size else 1.0)
-        result += loss
-        if losses.size:
-            losses[i] = loss
-    keep_alive(scratch)
-    return result
+    return soft_rows(
+        logits, labels, probs, smoothing, class_weight, sample_weight, ignore_index, sample_weight, 1.0, 1.0, losses,
+        logits, False, first, last,
+    )  # fmt: skip
 
 
 @signature(
@@ -192,33 +346,7 @@ def soft_cross_entropy_with_grad(
     grad, first, last,
 ):  # fmt: skip
     """The same and the gradient, times scale / denominator, and per row times grad_losses[i] unless that is empty."""
-    n = logits.shape[1]
-    scratch = np.empty(2 * (n + 8), np.float64)
-    e, e_lo = pointer(scratch, 0), pointer(scratch, n + 8)
-    keep = two_diff(splat(1.0), splat(smoothing))
-    uniform = divide(smoothing, np.float64(n))
-    result = 0.0
-    for i in range(first, last):
-        loss = 0.0
-        g = pointer(grad, i * n)
-        if row_ignored(labels, i, ignore_index):
-            row_clear(g, n)
-        else:
-            t = pointer(probs, 0 if labels.size else i * n)
-            label = row_label(labels, i)
-            _, d, a, loss = row_pass(pointer(logits, i * n), n, t, label, smoothing, class_weight, e, e_lo)
-            weight = sample_weight[i] if sample_weight.size else 1.0
-            loss *= weight
-            factor = weight * scale * (grad_losses[i] if grad_losses.size else 1.0) / denominator
-            inverse = splat(factor) / plus_one(d[0], d[1])[0]
-            for j in range(0, n, 8):
-                k = min(8, n - j)
-                b = row_weights(t, j, k, label, keep, uniform, class_weight)
-                value = subtract(multiply(a, (load(e, j), load(e_lo, j))), b)
-                value = subtract(value, multiply(b, d))
-                store_narrow_first(g, j, (value[0] + value[1]) * inverse, k)
-        result += loss
-        if losses.size:
-            losses[i] = loss
-    keep_alive(scratch)
-    return result
+    return soft_rows(
+        logits, labels, probs, smoothing, class_weight, sample_weight, ignore_index, grad_losses, scale, denominator,
+        losses, grad, True, first, last,
+    )  # fmt: skip
