@@ -13,6 +13,16 @@ class CrossEntropy(Operation):
         return self.measure()
 
 
+class SmoothedCrossEntropyWithGrad(Operation):
+    """With label smoothing of 0.1."""
+
+    op = "smoothed_cross_entropy_with_grad"
+    params = parameters(op, FEW)
+
+    def setup_cache(self) -> Found:
+        return self.measure()
+
+
 class CrossEntropyWithGrad(Operation):
     op = "cross_entropy_with_grad"
     params = parameters(op, SIZES)

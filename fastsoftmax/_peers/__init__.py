@@ -30,6 +30,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "softmax_backward": (*_OURS, "numpy", "torch", "jax", "copyto"),
     "cross_entropy": ("fastsoftmax", "numpy", "torch", "jax", "sklearn", "copyto"),
     "cross_entropy_with_grad": (*_OURS, "numpy", "torch", "jax", "sklearn", "copyto"),
+    "smoothed_cross_entropy_with_grad": (*_OURS, "numpy", "torch", "jax", "copyto"),
     "affine": (*_OURS, "numpy", "torch", "jax"),
     "affine_backward": ("fastsoftmax", "numpy", "torch", "jax"),
     "linear_cross_entropy_with_grad": ("fastsoftmax", "numpy", "torch", "jax"),
@@ -45,6 +46,7 @@ TRAFFIC: dict[str, int] = {
     "softmax_backward": 3,
     "cross_entropy": 1,
     "cross_entropy_with_grad": 2,
+    "smoothed_cross_entropy_with_grad": 2,
     "linear_cross_entropy_grad_weight": 1,
 }
 """How often an operation must move its largest array: reads + writes. ``copyto`` moves that array twice."""

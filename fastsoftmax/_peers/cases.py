@@ -14,6 +14,9 @@ SPREAD = 4.0
 BATCH, LEARNING_RATE = 128, 0.1
 """Of the training epoch: plain SGD, the same for everybody."""
 
+SMOOTHING = 0.1
+"""Of labels, where they are smoothed: what most people set."""
+
 
 @dataclass
 class Case:

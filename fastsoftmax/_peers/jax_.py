@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 
-from .cases import Case
+from .cases import SMOOTHING, Case
 
 jax.config.update("jax_enable_x64", True)  # else float64 arrays become float32 without a word
 jax.config.update("jax_platforms", "cpu")
@@ -57,6 +57,15 @@ def cross_entropy(case: Case) -> Callable[[], Any]:
 
 def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
     return _jitted(jax.value_and_grad(_mean_loss), case.logits, case.targets)
+
+
+def smoothed_cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
+    def loss(logits: Any, targets: Any) -> Any:
+        log_probs = jax.nn.log_softmax(logits)
+        at_target = jnp.take_along_axis(log_probs, targets[:, None], axis=1)
+        return -(1 - SMOOTHING) * at_target.mean() - SMOOTHING * log_probs.mean()
+
+    return _jitted(jax.value_and_grad(loss), case.logits, case.targets)
 
 
 def affine(case: Case) -> Callable[[], Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import BATCH, LEARNING_RATE, Case
+from .cases import BATCH, LEARNING_RATE, SMOOTHING, Case
 from .timing import fastest
 
 
@@ -97,6 +97,22 @@ def _with_grad(z: Any, targets: Any, rows: Any, *buffers: Any) -> tuple[Any, Any
 def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
     z, targets, rows, kept = case.logits, case.targets, np.arange(case.n_rows), _sum_exp(case.logits)
     return fastest(lambda: _with_grad(z, targets, rows), lambda: _with_grad(z, targets, rows, *kept))
+
+
+def smoothed_cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
+    z, targets, rows, kept = case.logits, case.targets, np.arange(case.n_rows), _sum_exp(case.logits)
+
+    def call(*buffers: Any) -> tuple[Any, Any]:
+        m, grad, s = _sum_exp(z, 1, *buffers)
+        lse, at_target = np.log(s[:, 0]) + m[:, 0], z[rows, targets]
+        loss = np.mean(lse) - (1 - SMOOTHING) * np.mean(at_target) - SMOOTHING * np.mean(z)
+        s *= len(z)
+        grad /= s
+        grad -= SMOOTHING / z.size
+        grad[rows, targets] -= (1 - SMOOTHING) / len(z)
+        return loss, grad
+
+    return fastest(call, lambda: call(*kept))
 
 
 def affine(case: Case) -> Callable[[], Any]:

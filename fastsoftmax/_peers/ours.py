@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import functional as F
 from .._threads import set_num_threads
-from .cases import BATCH, LEARNING_RATE, Case
+from .cases import BATCH, LEARNING_RATE, SMOOTHING, Case
 
 
 def set_threads(n_threads: int) -> None:
@@ -47,6 +47,11 @@ def cross_entropy(case: Case) -> Callable[[], Any]:
 def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
     z, targets = case.logits, case.targets
     return lambda: F.cross_entropy_with_grad(z, targets)
+
+
+def smoothed_cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
+    z, targets = case.logits, case.targets
+    return lambda: F.cross_entropy_with_grad(z, targets, label_smoothing=SMOOTHING)
 
 
 def affine(case: Case) -> Callable[[], Any]:

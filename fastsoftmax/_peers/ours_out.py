@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from .cases import Case
+from .cases import SMOOTHING, Case
 from .ours import set_threads
 
 __all__ = [
@@ -53,6 +53,12 @@ def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.logits)
     z, targets = case.logits, case.targets
     return lambda: F.cross_entropy_with_grad(z, targets, out=out)
+
+
+def smoothed_cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
+    out = np.ones_like(case.logits)
+    z, targets = case.logits, case.targets
+    return lambda: F.cross_entropy_with_grad(z, targets, label_smoothing=SMOOTHING, out=out)
 
 
 def affine(case: Case) -> Callable[[], Any]:

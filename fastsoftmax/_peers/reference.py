@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Case
+from .cases import SMOOTHING, Case
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 """Largest error, as a share of the largest entry. It tells a right result from a wrong one; ulps are in `accuracy`."""
@@ -54,6 +54,13 @@ def cross_entropy_with_grad(case: Case) -> tuple[Any, ...]:
     grad[np.arange(case.n_rows), case.targets] -= 1
     grad /= case.n_rows
     return cross_entropy(case).mean(), grad
+
+
+def smoothed_cross_entropy_with_grad(case: Case) -> tuple[Any, ...]:
+    probs, log_probs = softmax(case), log_softmax(case)
+    target = np.full(probs.shape, SMOOTHING / case.n_classes)
+    target[np.arange(case.n_rows), case.targets] += 1 - SMOOTHING
+    return -(target * log_probs).sum(axis=1).mean(), (probs - target) / case.n_rows
 
 
 def affine(case: Case) -> np.ndarray:

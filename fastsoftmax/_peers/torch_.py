@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .cases import BATCH, LEARNING_RATE, Case
+from .cases import BATCH, LEARNING_RATE, SMOOTHING, Case
 from .timing import fastest
 
 _tensor = torch.from_numpy  # shares the memory
@@ -74,6 +74,26 @@ def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
         return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
     return fastest(lambda: _with_grad(z, targets, rows), lambda: _with_grad(z, targets, rows, out), autograd)
+
+
+def smoothed_cross_entropy_with_grad(case: Case) -> Callable[[], Any]:
+    z, targets, rows = _tensor(case.logits), _tensor(case.targets), torch.arange(case.n_rows)
+    out, leaf = torch.ones_like(z), z.detach().requires_grad_()
+
+    def closed(out: Any = None) -> tuple[Any, Any]:
+        log_probs = torch.log_softmax(z, 1, out=out)
+        loss = (1 - SMOOTHING) * F.nll_loss(log_probs, targets) - SMOOTHING * log_probs.mean()
+        grad = log_probs.exp_()
+        grad -= SMOOTHING / case.n_classes
+        grad[rows, targets] -= 1 - SMOOTHING
+        grad /= case.n_rows
+        return loss, grad
+
+    def autograd() -> Any:
+        loss = F.cross_entropy(leaf, targets, label_smoothing=SMOOTHING)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+    return fastest(closed, lambda: closed(out), autograd)
 
 
 def affine(case: Case) -> Callable[[], Any]:
