@@ -59,7 +59,7 @@ def aligned(scratch: Any) -> Any:
 @inline
 def load_tile(z: Any, n: int, rows: int, tile: Any) -> None:
     """A square at a time; the last one overlaps the one before, so that no square is a part."""
-    step = lanes(z)
+    step = lanes(tile)
     for j in range(0, n, step):
         k = max(0, min(j, n - step))
         load_transposed(shift(z, k), n, rows, min(step, n), shift(tile, k * step))
@@ -67,7 +67,7 @@ def load_tile(z: Any, n: int, rows: int, tile: Any) -> None:
 
 @inline
 def store_tile(tile: Any, out: Any, n: int, rows: int) -> None:
-    step = lanes(out)
+    step = lanes(tile)
     for j in range(0, n, step):
         k = max(0, min(j, n - step))
         store_transposed(shift(tile, k * step), shift(out, k), n, rows, min(step, n))

@@ -679,13 +679,14 @@ def load_transposed(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_columns:
     """Column c of n_rows rows of n_columns values at p, `stride` apart, becomes the vector at tile[c * lanes].
 
     A whole square of the tile is written. Lanes beyond n_rows repeat the last row, columns beyond n_columns are anything.
-    What lies beyond the last row's columns is not read.
+    What lies beyond the last row's columns is not read. Floats may become doubles.
     """
-    vector = vector_of(p.dtype)
+    vector = vector_of(tile.dtype)
+    there = Vector(p.dtype, vector.lanes)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         source, stride_, rows_, columns_, target = args
-        mask, zero = _first(builder, columns_, vector.lanes), ir.Constant(vector.llvm, None)
+        mask, zero = _first(builder, columns_, vector.lanes), ir.Constant(there.llvm, None)
         last = builder.sub(rows_, ir.Constant(_I64, 1))
         end = builder.add(builder.mul(last, stride_), columns_)
         rows = []
@@ -693,26 +694,28 @@ def load_transposed(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_columns:
             row = ir.Constant(_I64, r)
             row = builder.select(builder.icmp_signed("<", row, last), row, last)
             start = builder.mul(row, stride_)
-            address = _address(builder, source, start, vector)
-            value = cgutils.alloca_once(builder, vector.llvm)
+            address = _address(builder, source, start, there)
+            value = cgutils.alloca_once(builder, there.llvm)
             fits = builder.icmp_signed("<=", builder.add(start, ir.Constant(_I64, vector.lanes)), end)
             with builder.if_else(fits) as (unmasked, masked):
                 with unmasked:
-                    builder.store(builder.load(address, align=_align(vector)), value)
+                    builder.store(builder.load(address, align=_align(there)), value)
                 with masked:
-                    builder.store(_masked_load(builder, address, vector, mask, zero), value)
-            rows.append(builder.load(value))
+                    builder.store(_masked_load(builder, address, there, mask, zero), value)
+            value = builder.load(value)
+            rows.append(value if there == vector else builder.fpext(value, vector.llvm))
         for c, column in enumerate(_transpose(builder, rows)):
             builder.store(column, _address(builder, target, ir.Constant(_I64, c * vector.lanes), vector), align=64)
         return context.get_dummy_value()
 
-    return types.void(p, types.int64, types.int64, types.int64, p), codegen
+    return types.void(p, types.int64, types.int64, types.int64, tile), codegen
 
 
 @intrinsic
 def store_transposed(typingctx: Any, tile: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any) -> Any:
     """The way back: writes n_columns values of each of n_rows rows at p; those of a row in order, the rows in order."""
-    vector = vector_of(p.dtype)
+    vector = vector_of(tile.dtype)
+    there = Vector(p.dtype, vector.lanes)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         source, target, stride_, rows_, columns_ = args
@@ -728,14 +731,15 @@ def store_transposed(typingctx: Any, tile: Any, p: Any, stride: Any, n_rows: Any
         whole = builder.add(builder.sub(end, stride_), lanes_)
         limit = builder.select(builder.icmp_signed("==", columns_, lanes_), whole, spill)
         for r, row in enumerate(_transpose(builder, columns)):
+            row = row if there == vector else builder.fptrunc(row, there.llvm)
             start = builder.mul(ir.Constant(_I64, r), stride_)
-            address = _address(builder, target, start, vector)
+            address = _address(builder, target, start, there)
             fits = builder.icmp_signed("<=", builder.add(start, lanes_), limit)
             with builder.if_else(fits) as (unmasked, masked):
                 with unmasked:
-                    builder.store(row, address, align=_align(vector))
+                    builder.store(row, address, align=_align(there))
                 with masked, builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
-                    _masked_store(builder, address, row, vector, mask)
+                    _masked_store(builder, address, row, there, mask)
         return context.get_dummy_value()
 
-    return types.void(p, p, types.int64, types.int64, types.int64), codegen
+    return types.void(tile, p, types.int64, types.int64, types.int64), codegen

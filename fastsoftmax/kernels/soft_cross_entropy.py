@@ -7,8 +7,8 @@ b_j = (1 - e) * [j == t] * class_weight_t + e / n_classes * class_weight_j; with
 all times sample_weight. A * p - b all but cancels wherever the model agrees with a smooth target, so doubles are computed in
 pairs (106 bits), and floats in doubles; a one-hot row still has its 1e-20 at the target.
 
-Lanes along the row, two passes after the maximum: one takes exponentials and sums, one writes the gradient. What a label adds
-to its own class is left out of both, and put in for several rows at once, as are logarithms and divisions.
+Two passes after the maximum: one takes exponentials and sums, one writes the gradient. What a label adds to its own class is
+left out of both, and put in for several rows at once, as are logarithms and divisions.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ._math import (
     exp_shifted,
     fast_two_sum,
     fold_pair,
-    from_doubles,
     lane_add,
     lane_start,
+    lane_sums,
     log1p_pair,
     plus_one,
     row_sum,
@@ -34,6 +34,7 @@ from ._math import (
     two_product,
     two_sum,
 )  # fmt: skip
+from ._narrow import NARROW, load_tile, store_tile, tile_max, tile_room, tile_size
 from ._simd import (
     V32,
     exact_fma,
@@ -42,9 +43,11 @@ from ._simd import (
     keep_alive,
     lane,
     lanes,
+    load,
     load_first,
     load_wide,
     load_wide_first,
+    number,
     pointer,
     put,
     select,
@@ -137,7 +140,78 @@ def summed(like, s, low, value):
     return doubles
 
 
-# ---- one row -------------------------------------------------------------------------------------------------------------
+@by_type
+def store_pair(like, e, e_lo, j, value):
+    if like.dtype is V32.dtype:
+        return lambda like, e, e_lo, j, value: store(e, j, value[0])
+
+    def doubles(like, e, e_lo, j, value):
+        store(e, j, value[0])
+        store(e_lo, j, value[1])
+
+    return doubles
+
+
+@by_type
+def load_pair(like, e, e_lo, j):
+    if like.dtype is V32.dtype:
+        return lambda like, e, e_lo, j: (load(e, j), splat(0.0))
+    return lambda like, e, e_lo, j: (load(e, j), load(e_lo, j))
+
+
+@by_type
+def item_pair(like, e, e_lo, j):
+    if like.dtype is V32.dtype:
+        return lambda like, e, e_lo, j: (item(e, j), 0.0)
+    return lambda like, e, e_lo, j: (item(e, j), item(e_lo, j))
+
+
+# ---- sums over the classes --------------------------------------------------------------------------------------------------
+@by_type
+def add_exponential(like, hi, lo, lost, value):
+    """As `lane_add`; of doubles nothing is lost from the low part either."""
+    if like.dtype is V32.dtype:
+
+        def floats(like, hi, lo, lost, value):
+            hi, lo = lane_add(hi, lo, value[0])
+            return hi, lo, lost
+
+        return floats
+
+    def doubles(like, hi, lo, lost, value):
+        s = hi + value[0]
+        lo, error = two_sum(lo, value[0] - (s - hi))
+        return s, lo, lost + (error + value[1])
+
+    return doubles
+
+
+@inline
+def no_sums() -> Any:
+    """Of exponentials in three parts, of weights as a pair, of losses less A * log1p(d) in two."""
+    zero = splat(0.0)
+    hi, lo = lane_start(zero)
+    return hi, lo, zero, zero, zero, zero, zero
+
+
+@inline
+def add_classes(like: Any, z: Any, m: Any, b: Any, given: Any, e: Any, e_lo: Any, at: int, kept: bool, sums: Any) -> Any:
+    """Add a vector of logits and their weights; e[at..] gets the exponentials if they are to be kept."""
+    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
+    s, error = two_diff(z, m)
+    value = exponential(like, s, error)
+    if kept:
+        store_pair(like, e, e_lo, at, value)
+    hi, lo, lost = add_exponential(like, hi, lo, lost, value)
+    if given[0] or given[2]:
+        a_hi, error = two_sum(a_hi, b[0])
+        a_lo = a_lo + (error + b[1])
+    term = b[0] * -s  # 0 * inf: a masked class without weight adds nothing, but NaN does
+    x_hi, x_lo = summed(like, x_hi, x_lo, select(b[0] == splat(0.0), select(s == s, splat(0.0), s), term))
+    return hi, lo, lost, a_hi, a_lo, x_hi, x_lo
+
+
+# ---- wide rows: lanes along the row -----------------------------------------------------------------------------------------
 @inline
 def class_weights(like: Any, t: Any, j: int, k: int, uniform: Any, given: Any) -> Any:
     """b_j.. of the first k lanes, without what a label adds; 0 in the others if `uniform` is."""
@@ -151,80 +225,18 @@ def class_weights(like: Any, t: Any, j: int, k: int, uniform: Any, given: Any) -
 
 
 @inline
-def add_classes(
-    z: Any, j: int, k: int, m: Any, t: Any, uniform: Any, given: Any, e: Any, e_lo: Any, keep: bool, sums: Any
-) -> Any:  # fmt: skip
-    """Add k classes to the sums of a row."""
-    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    s, error = two_diff(load_wide_first(z, j, k, -np.inf), m)
-    value, value_lo = exponential(z, s, error)
-    if keep:
-        store(e, j, value)
-        store_low(z, e_lo, j, value_lo)
-    hi, lo, lost = add_exponential(z, hi, lo, lost, value, value_lo)
-    b = class_weights(z, t, j, k, uniform, given)
-    if given[0] or given[2]:
-        a_hi, error = two_sum(a_hi, b[0])
-        a_lo = a_lo + (error + b[1])
-    term = b[0] * -s  # 0 * inf: a masked class without weight adds nothing, but NaN does
-    x_hi, x_lo = summed(z, x_hi, x_lo, select(b[0] == splat(0.0), select(s == s, splat(0.0), s), term))
-    return hi, lo, lost, a_hi, a_lo, x_hi, x_lo
-
-
-@by_type
-def store_low(like, e_lo, j, value):
-    if like.dtype is V32.dtype:
-        return lambda like, e_lo, j, value: None
-    return lambda like, e_lo, j, value: store(e_lo, j, value)
-
-
-@by_type
-def load_pair(like, e, e_lo, j):
-    if like.dtype is V32.dtype:
-        return lambda like, e, e_lo, j: (load_wide(e, j), splat(0.0))
-    return lambda like, e, e_lo, j: (load_wide(e, j), load_wide(e_lo, j))
-
-
-@by_type
-def item_pair(like, e, e_lo, j):
-    if like.dtype is V32.dtype:
-        return lambda like, e, e_lo, j: (item(e, j), 0.0)
-    return lambda like, e, e_lo, j: (item(e, j), item(e_lo, j))
-
-
-@by_type
-def add_exponential(like, hi, lo, lost, value, value_lo):
-    """As `lane_add`; of doubles nothing is lost from the low part either."""
-    if like.dtype is V32.dtype:
-
-        def floats(like, hi, lo, lost, value, value_lo):
-            hi, lo = lane_add(hi, lo, value)
-            return hi, lo, lost
-
-        return floats
-
-    def doubles(like, hi, lo, lost, value, value_lo):
-        s = hi + value
-        lo, error = two_sum(lo, value - (s - hi))
-        return s, lo, lost + (error + value_lo)
-
-    return doubles
-
-
-@inline
-def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, keep: bool) -> Any:
-    """(d and A as pairs, sum_j b_j * (m - z_j)); e gets the exponentials if they are to be kept."""
-    zero = splat(0.0)
-    hi, lo = lane_start(zero)
-    sums = hi, lo, zero, zero, zero, zero, zero
-    j = 0
+def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, kept: bool) -> Any:
+    """(d and A as pairs, sum_j b_j * (m - z_j)), without what a label adds."""
+    sums, j = no_sums(), 0
     while j + 8 <= n:
-        sums = add_classes(z, j, 8, m, t, uniform, given, e, e_lo, keep, sums)
+        b = class_weights(z, t, j, 8, uniform, given)
+        sums = add_classes(z, load_wide(z, j), m, b, given, e, e_lo, j, kept, sums)
         j += 8
     if j < n:
-        sums = add_classes(z, j, n - j, m, t, rest, given, e, e_lo, keep, sums)
+        b = class_weights(z, t, j, n - j, rest, given)
+        sums = add_classes(z, load_wide_first(z, j, n - j, -np.inf), m, b, given, e, e_lo, j, kept, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    return row_sum(hi, (lo + lost, zero)), fold_pair(a_hi, a_lo), total(x_hi + x_lo)
+    return row_sum(hi, (lo + lost, splat(0.0))), fold_pair(a_hi, a_lo), total(x_hi + x_lo)
 
 
 @inline
@@ -241,6 +253,39 @@ def row_gradient(
         store_narrow_first(out, j, gradient(out, a, load_pair(out, e, e_lo, j), b, d) * inverse, n - j)
 
 
+# ---- narrow rows: eight at a time, a row in each lane, transposed through a tile of doubles ----------------------------------
+@inline
+def lane_class_weights(like: Any, t: Any, j: int, uniform: Any, given: Any) -> Any:
+    soft, keep, weighs, weights = given
+    b = uniform
+    if soft:
+        b = mixed(like, keep, load(t, j * 8), uniform)
+    if weighs:
+        b = weighted(like, b, splat(item(weights, j)))
+    return b
+
+
+@inline
+def tile_sums(like: Any, n: int, m: Any, t: Any, uniform: Any, given: Any, e: Any, e_lo: Any) -> Any:
+    """As `row_sums`, of each lane; e holds the logits, then the exponentials."""
+    sums = no_sums()
+    for j in range(n):
+        b = lane_class_weights(like, t, j, uniform, given)
+        sums = add_classes(like, load(e, j * 8), m, b, given, e, e_lo, j * 8, True, sums)
+    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
+    return lane_sums(hi, (lo + lost, splat(0.0)))[0], (a_hi, a_lo), x_hi + x_lo
+
+
+@inline
+def tile_gradient(
+    like: Any, n: int, t: Any, uniform: Any, given: Any, e: Any, e_lo: Any, a: Any, d: Any, inverse: Any, counts: Any
+) -> None:  # fmt: skip
+    """It takes the place of the exponentials."""
+    for j in range(n):
+        b = lane_class_weights(like, t, j, uniform, given)
+        store(e, j * 8, nonzero(counts, gradient(like, a, load_pair(like, e, e_lo, j * 8), b, d) * inverse))
+
+
 # ---- rows ------------------------------------------------------------------------------------------------------------------
 @inline
 def soft_rows(
@@ -252,35 +297,48 @@ def soft_rows(
     like, targets, weights = pointer(logits, 0), pointer(labels, 0), pointer(class_weight, 0)
     keep, uniform = two_diff(splat(1.0), splat(smoothing)), divide(smoothing, np.float64(n))
     given = soft, keep, weighs, weights
-    values, at_target = vector_room(zero), vector_room(like)
-    a_hi, a_lo, d_hi, d_lo, inverses = (
-        vector_room(zero), vector_room(zero), vector_room(zero), vector_room(zero), vector_room(zero)
-    )  # fmt: skip
+    a_hi, a_lo, d_hi, d_lo = vector_room(zero), vector_room(zero), vector_room(zero), vector_room(zero)
+    inverses, values, at_target = vector_room(zero), vector_room(zero), vector_room(zero)
     store(a_hi, 0, uniform[0])
     store(a_lo, 0, uniform[1])
     rest = load_first(a_hi, 0, n % 8, zero), load_first(a_lo, 0, n % 8, zero)
-    most, apart, parts = max(1, min(8, 1024 // n)), (n + 7) // 8 * 8, 16 // lanes(like)
-    scratch = np.empty(most * apart * parts if wanted else 0, np.float64)
+
+    # exponentials: of narrow rows in a tile, class by class; of wide ones row by row, `apart` from each other
+    narrow, most, apart, parts = n < NARROW, max(1, min(8, 1024 // n)), (n + 7) // 8 * 8, 16 // lanes(like)
+    scratch = np.empty(most * apart * parts if wanted and not narrow else 0, np.float64)
     e, e_lo = pointer(scratch, 0), pointer(scratch, most * apart * (parts - 1))
+    size = tile_size(a_hi, min(n, NARROW))
+    tile = tile_room(zero)
+    t_tile = shift(tile, 2 * size)
+    if narrow:
+        e, e_lo = tile, shift(tile, size)
     result = 0.0
     for i in range(first, last, most):
         count = min(most, last - i)
         m, d, a, x = zero, (zero, zero), (zero, zero), zero
-        z_t, e_t, w_t, kept, w, factor = zero, (zero, zero), splat(1.0), splat(1.0), splat(1.0), splat(scale)
+        if narrow:
+            load_tile(pointer(logits, i * n), n, count, e)
+            if soft:
+                load_tile(pointer(probs, i * n), n, count, t_tile)
+            m = tile_max(e, n)
+            d, a, x = tile_sums(like, n, m, t_tile, uniform, given, e, e_lo)
+        else:
+            for b in range(count):
+                z, p, k = pointer(logits, (i + b) * n), pointer(probs, (i + b) * n if soft else 0), b * apart
+                m_b = np.float64(row_max(z, n))
+                d_b, a_b, x_b = row_sums(z, n, splat(m_b), p, uniform, rest, given, shift(e, k), shift(e_lo, k), wanted)
+                m, x = with_lane(m, b, m_b), with_lane(x, b, x_b)
+                d = with_lane(d[0], b, lane(d_b[0], 0)), with_lane(d[1], b, lane(d_b[1], 0))
+                a = with_lane(a[0], b, lane(a_b[0], 0)), with_lane(a[1], b, lane(a_b[1], 0))
+        z_t, e_t, w_t, counts, w, factor = zero, (zero, zero), splat(1.0), splat(1.0), splat(1.0), splat(scale)
         for b in range(count):
-            z, p, k = pointer(logits, (i + b) * n), pointer(probs, (i + b) * n if soft else 0), b * apart
-            m_b = np.float64(row_max(z, n))
-            d_b, a_b, x_b = row_sums(z, n, splat(m_b), p, uniform, rest, given, shift(e, k), shift(e_lo, k), wanted)
-            m, x = with_lane(m, b, m_b), with_lane(x, b, x_b)
-            d = with_lane(d[0], b, lane(d_b[0], 0)), with_lane(d[1], b, lane(d_b[1], 0))
-            a = with_lane(a[0], b, lane(a_b[0], 0)), with_lane(a[1], b, lane(a_b[1], 0))
             if not soft:
-                t, keep_b = row_target(targets, i + b, ignore_index)
-                z_t, kept = with_lane(z_t, b, np.float64(item(z, t))), with_lane(kept, b, keep_b)
+                t, counts_b = row_target(targets, i + b, ignore_index)
+                z_t, counts = with_lane(z_t, b, np.float64(item(like, (i + b) * n + t))), with_lane(counts, b, counts_b)
                 if weighs:
                     w_t = with_lane(w_t, b, item(weights, t))
                 if wanted:
-                    at = item_pair(z, shift(e, k), shift(e_lo, k), t)
+                    at = item_pair(like, e, e_lo, t * 8 + b if narrow else b * apart + t)
                     e_t = with_lane(e_t[0], b, at[0]), with_lane(e_t[1], b, at[1])
             if sample_weight.size:
                 w = with_lane(w, b, sample_weight[i + b])
@@ -292,7 +350,7 @@ def soft_rows(
             a = add(a if weighs else (splat(smoothing), zero), own)
         log_hi, log_lo = log1p_pair(like, d[0], d[1])
         x = x + nonzero(own[0], own[0] * (m - z_t))
-        store(values, 0, nonzero(kept, (a[0] * (log_hi + log_lo) + x) * w))
+        store(values, 0, nonzero(counts, (a[0] * (log_hi + log_lo) + x) * w))
         for b in range(count):
             result += item(values, b)
             if losses.size:
@@ -300,25 +358,32 @@ def soft_rows(
         if wanted:
             inverse = w * factor / splat(denominator) / plus_one(d[0], d[1])[0]
             a = a[0] * splat(_UNIT), a[1] * splat(_UNIT)
-            g_t = difference(a, e_t, add(times(uniform, w_t), own), d) * inverse
-            store(a_hi, 0, a[0])
-            store(a_lo, 0, a[1])
-            store(d_hi, 0, d[0])
-            store(d_lo, 0, d[1])
-            store(inverses, 0, inverse)
-            store(at_target, 0, from_doubles(like, g_t, g_t))
-            for b in range(count):
-                p, g, k = pointer(probs, (i + b) * n if soft else 0), pointer(grad, (i + b) * n), b * apart
-                a_b, d_b = (splat(item(a_hi, b)), splat(item(a_lo, b))), (splat(item(d_hi, b)), splat(item(d_lo, b)))
-                row_gradient(
-                    n, p, uniform, rest, given, shift(e, k), shift(e_lo, k), a_b, d_b, splat(item(inverses, b)), g
-                )  # fmt: skip
+            g_t = nonzero(counts, difference(a, e_t, add(times(uniform, w_t), own), d) * inverse)
+            store(at_target, 0, g_t)
+            if narrow:
+                tile_gradient(like, n, t_tile, uniform, given, e, e_lo, a, d, inverse, counts)
                 if not soft:
-                    t, keep_b = row_target(targets, i + b, ignore_index)
-                    if keep_b == 0.0:
-                        row_clear(g, n)
-                    else:
-                        put(g, t, item(at_target, b))
+                    for b in range(count):
+                        put(e, row_target(targets, i + b, ignore_index)[0] * 8 + b, item(at_target, b))
+                store_tile(e, pointer(grad, i * n), n, count)
+            else:
+                store(a_hi, 0, a[0])
+                store(a_lo, 0, a[1])
+                store(d_hi, 0, d[0])
+                store(d_lo, 0, d[1])
+                store(inverses, 0, inverse)
+                for b in range(count):
+                    p, g, k = pointer(probs, (i + b) * n if soft else 0), pointer(grad, (i + b) * n), b * apart
+                    a_b, d_b = (splat(item(a_hi, b)), splat(item(a_lo, b))), (splat(item(d_hi, b)), splat(item(d_lo, b)))
+                    row_gradient(
+                        n, p, uniform, rest, given, shift(e, k), shift(e_lo, k), a_b, d_b, splat(item(inverses, b)), g
+                    )  # fmt: skip
+                    if not soft:
+                        t, counts_b = row_target(targets, i + b, ignore_index)
+                        if counts_b == 0.0:
+                            row_clear(g, n)
+                        else:
+                            put(g, t, number(g, item(at_target, b)))
     keep_alive(scratch)
     return result
 
