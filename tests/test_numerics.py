@@ -153,6 +153,31 @@ def test_worst_element_with_smoothing_and_weights(name, maker, n_rows, n_classes
         assert_ulps(grad, true_grad, WEIGHTED, scale=scale, label=f"gradient of {name}, {sorted(options)}")
 
 
+@pytest.mark.parametrize("n_classes", [1, 2, 9, 33, 63, 65, 200])
+@pytest.mark.parametrize("smoothing", [0.0, 1e-9, 0.1, 1.0])
+def test_probabilities_as_exact_as_labels(n_classes, smoothing, dtype, rng):
+    """One-hot rows, where the weights' sum must keep what the target leaves, and rows that spread."""
+    logits = rng.standard_normal((60, n_classes)).astype(dtype)
+    targets = np.eye(n_classes, dtype=dtype)[rng.integers(0, n_classes, 60)]
+    targets[30:] = rng.dirichlet(np.ones(n_classes), 30)
+    options = {"label_smoothing": smoothing, "reduction": "none"}
+    losses, grad = fs.cross_entropy_with_grad(logits, targets, **options)
+    true_losses, true_grad = reference.cross_entropy_with_grad(logits, targets, **options)
+    scale = reference.gradient_scale(logits, targets, **options)
+    assert_ulps(losses, true_losses, WEIGHTED, label="loss")
+    assert_ulps(grad, true_grad, WEIGHTED, scale=scale, label="gradient")
+
+
+def test_one_class_smoothed_and_weighted(dtype):
+    """The only class's gradient is 0 exactly, whatever its weight: the weights' sum is the target's weight to the last bit."""
+    for smoothing in (0.0, 1e-9, 0.1, 0.7):
+        for weight in (0.3, 1.7, 1 / 3):
+            options = {"label_smoothing": smoothing, "class_weight": [weight]}
+            for targets in ([0, 0], np.ones((2, 1))):
+                _, grad = fs.cross_entropy_with_grad(np.array([[3.0], [-2.0]], dtype), targets, **options)
+                assert (grad == 0).all(), (options, targets)
+
+
 @pytest.mark.parametrize(("name", "maker", "n_rows", "n_classes"), [i for i in inputs.EXACTNESS if i[3] <= 100], ids=maker_id)
 def test_the_reference_is_the_truth(name, maker, n_rows, n_classes, dtype, rng):
     """The long double reference beside mpmath by definition, on a few rows: within a fifth of a unit of float64."""

@@ -273,7 +273,7 @@ def tile_sums(like: Any, n: int, m: Any, t: Any, uniform: Any, given: Any, e: An
         b = lane_class_weights(like, t, j, uniform, given)
         sums = add_classes(like, load(e, j * 8), m, b, given, e, e_lo, j * 8, True, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    return lane_sums(hi, (lo + lost, splat(0.0)))[0], (a_hi, a_lo), x_hi + x_lo
+    return lane_sums(hi, (lo + lost, splat(0.0)))[0], fast_two_sum(a_hi, a_lo), x_hi + x_lo
 
 
 @inline
@@ -358,7 +358,7 @@ def soft_rows(
         if wanted:
             inverse = w * factor / splat(denominator) / plus_one(d[0], d[1])[0]
             a = a[0] * splat(_UNIT), a[1] * splat(_UNIT)
-            g_t = nonzero(counts, difference(a, e_t, add(times(uniform, w_t), own), d) * inverse)
+            g_t = nonzero(counts, difference(a, e_t, add(own, weighted(like, uniform, w_t)), d) * inverse)
             store(at_target, 0, g_t)
             if narrow:
                 tile_gradient(like, n, t_tile, uniform, given, e, e_lo, a, d, inverse, counts)
