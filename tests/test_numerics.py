@@ -168,6 +168,41 @@ def test_probabilities_as_exact_as_labels(n_classes, smoothing, dtype, rng):
     assert_ulps(grad, true_grad, WEIGHTED, scale=scale, label="gradient")
 
 
+@pytest.mark.parametrize("n_classes", [10, 70])
+def test_the_gradient_where_the_model_agrees(n_classes, dtype, rng):
+    """Targets that are the softmax itself, rounded: what is left of p - t is p's rounding error, and that is the gradient."""
+    mpmath = pytest.importorskip("mpmath")
+    logits = rng.standard_normal((4, n_classes)).astype(dtype)
+    targets = fs.softmax(logits)
+    _, grad = fs.cross_entropy_with_grad(logits, targets, reduction="none")
+    with mpmath.workprec(200):
+        for z, t, g in zip(logits.astype(float), targets.astype(float), grad):
+            e = [mpmath.exp(x) for x in z]
+            truth = [mpmath.fsum(t) * x / mpmath.fsum(e) - mpmath.mpf(y) for x, y in zip(e, t)]
+            least = 1e-6 * float(np.finfo(dtype).eps) * t
+            error = max(abs(float(a) - x) / max(abs(x), y) for a, x, y in zip(g, truth, least))
+            assert error <= (1e-3 if dtype == np.float64 else 1e-6), float(error)
+
+
+@pytest.mark.parametrize("n_classes", [10, 70])
+def test_smoothed_rows_that_do_not_count(n_classes, dtype):
+    """Ignored ones may hold anything; of a label without weight, masked, nothing is left but the other classes."""
+    logits = np.zeros((12, n_classes), dtype)
+    logits[1], logits[5, 3] = np.nan, np.inf
+    logits[2, 4] = -np.inf
+    labels = np.full(12, 4)
+    labels[[1, 5]] = -100
+    class_weight = np.ones(n_classes)
+    class_weight[4] = 0
+    options = {"label_smoothing": 0.1, "class_weight": class_weight, "reduction": "none"}
+    losses, grad = fs.cross_entropy_with_grad(logits, labels, **options)
+    assert (losses[[1, 5]] == 0).all()
+    assert (grad[[1, 5]] == 0).all()
+    assert losses[2] == pytest.approx(0.1 * (1 - 1 / n_classes) * np.log(n_classes - 1), rel=1e-6)
+    assert grad[2, 4] == 0
+    assert np.isfinite(grad).all()
+
+
 def test_one_class_smoothed_and_weighted(dtype):
     """The only class's gradient is 0 exactly, whatever its weight: the weights' sum is the target's weight to the last bit."""
     for smoothing in (0.0, 1e-9, 0.1, 0.7):
