@@ -1080,7 +1080,7 @@ def _head(
 
 # ---- the library itself ---------------------------------------------------------------------------------------------------
 def warmup(dtypes: Iterable[Any] = ("float32", "float64")) -> None:
-    """Compile every kernel, or load it from the disk cache: 40 s a dtype once instead of a second at each first call.
+    """Compile every kernel, or load it from the disk cache: 25 s a dtype once instead of a second at each first call.
 
     Parameters
     ----------
