@@ -240,6 +240,23 @@ def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any
 
 
 @inline
+def rows_sums(
+    z: Any, n: int, count: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, apart: int, kept: bool
+) -> Any:  # fmt: skip
+    """The same for `count` rows, a row in each lane, and before it their maxima."""
+    zero = splat(0.0)
+    m, d, a, x = zero, (zero, zero), (zero, zero), zero
+    for b in range(count):
+        row, k = shift(z, b * n), b * apart
+        top = np.float64(row_max(row, n))
+        d_b, a_b, x_b = row_sums(row, n, splat(top), shift(t, b * n), uniform, rest, given, shift(e, k), shift(e_lo, k), kept)
+        m, x = with_lane(m, b, top), with_lane(x, b, x_b)
+        d = with_lane(d[0], b, lane(d_b[0], 0)), with_lane(d[1], b, lane(d_b[1], 0))
+        a = with_lane(a[0], b, lane(a_b[0], 0)), with_lane(a[1], b, lane(a_b[1], 0))
+    return m, d, a, x
+
+
+@inline
 def row_gradient(
     n: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, a: Any, d: Any, inverse: Any, out: Any
 ) -> None:  # fmt: skip
@@ -251,6 +268,25 @@ def row_gradient(
     if j < n:
         b = class_weights(out, t, j, n - j, rest, given)
         store_narrow_first(out, j, gradient(out, a, load_pair(out, e, e_lo, j), b, d) * inverse, n - j)
+
+
+@inline
+def rows_gradient(
+    n: int, count: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, apart: int, a: Any, d: Any,
+    inverse: Any, out: Any,
+) -> None:  # fmt: skip
+    """The same for `count` rows, of which `a`, `d` and `inverse` have a lane each."""
+    a_hi, a_lo, d_hi, d_lo = vector_room(inverse), vector_room(inverse), vector_room(inverse), vector_room(inverse)
+    inverses = vector_room(inverse)
+    store(a_hi, 0, a[0])
+    store(a_lo, 0, a[1])
+    store(d_hi, 0, d[0])
+    store(d_lo, 0, d[1])
+    store(inverses, 0, inverse)
+    for b in range(count):
+        k, q = b * apart, splat(item(inverses, b))
+        a_b, d_b = (splat(item(a_hi, b)), splat(item(a_lo, b))), (splat(item(d_hi, b)), splat(item(d_lo, b)))
+        row_gradient(n, shift(t, b * n), uniform, rest, given, shift(e, k), shift(e_lo, k), a_b, d_b, q, shift(out, b * n))
 
 
 # ---- narrow rows: eight at a time, a row in each lane, transposed through a tile of doubles ----------------------------------
@@ -297,44 +333,35 @@ def soft_rows(
     like, targets, weights = pointer(logits, 0), pointer(labels, 0), pointer(class_weight, 0)
     keep, uniform = two_diff(splat(1.0), splat(smoothing)), divide(smoothing, np.float64(n))
     given = soft, keep, weighs, weights
-    a_hi, a_lo, d_hi, d_lo = vector_room(zero), vector_room(zero), vector_room(zero), vector_room(zero)
-    inverses, values, at_target = vector_room(zero), vector_room(zero), vector_room(zero)
-    store(a_hi, 0, uniform[0])
-    store(a_lo, 0, uniform[1])
-    rest = load_first(a_hi, 0, n % 8, zero), load_first(a_lo, 0, n % 8, zero)
+    values, at_target = vector_room(zero), vector_room(zero)
+    store(values, 0, uniform[0])
+    store(at_target, 0, uniform[1])
+    rest = load_first(values, 0, n % 8, zero), load_first(at_target, 0, n % 8, zero)
 
     # exponentials: of narrow rows in a tile, class by class; of wide ones row by row, `apart` from each other
     narrow, most, apart, parts = n < NARROW, max(1, min(8, 1024 // n)), (n + 7) // 8 * 8, 16 // lanes(like)
     scratch = np.empty(most * apart * parts if wanted and not narrow else 0, np.float64)
     e, e_lo = pointer(scratch, 0), pointer(scratch, most * apart * (parts - 1))
-    size = tile_size(a_hi, min(n, NARROW))
-    tile = tile_room(zero)
+    tile, size = tile_room(zero), tile_size(values, min(n, NARROW))
     t_tile = shift(tile, 2 * size)
     if narrow:
         e, e_lo = tile, shift(tile, size)
     result = 0.0
     for i in range(first, last, most):
-        count = min(most, last - i)
-        m, d, a, x = zero, (zero, zero), (zero, zero), zero
+        count, z, p, g = min(most, last - i), pointer(logits, i * n), pointer(probs, i * n), pointer(grad, i * n)
         if narrow:
-            load_tile(pointer(logits, i * n), n, count, e)
+            load_tile(z, n, count, e)
             if soft:
-                load_tile(pointer(probs, i * n), n, count, t_tile)
+                load_tile(p, n, count, t_tile)
             m = tile_max(e, n)
             d, a, x = tile_sums(like, n, m, t_tile, uniform, given, e, e_lo)
         else:
-            for b in range(count):
-                z, p, k = pointer(logits, (i + b) * n), pointer(probs, (i + b) * n if soft else 0), b * apart
-                m_b = np.float64(row_max(z, n))
-                d_b, a_b, x_b = row_sums(z, n, splat(m_b), p, uniform, rest, given, shift(e, k), shift(e_lo, k), wanted)
-                m, x = with_lane(m, b, m_b), with_lane(x, b, x_b)
-                d = with_lane(d[0], b, lane(d_b[0], 0)), with_lane(d[1], b, lane(d_b[1], 0))
-                a = with_lane(a[0], b, lane(a_b[0], 0)), with_lane(a[1], b, lane(a_b[1], 0))
+            m, d, a, x = rows_sums(z, n, count, p, uniform, rest, given, e, e_lo, apart, wanted)
         z_t, e_t, w_t, counts, w, factor = zero, (zero, zero), splat(1.0), splat(1.0), splat(1.0), splat(scale)
         for b in range(count):
             if not soft:
                 t, counts_b = row_target(targets, i + b, ignore_index)
-                z_t, counts = with_lane(z_t, b, np.float64(item(like, (i + b) * n + t))), with_lane(counts, b, counts_b)
+                z_t, counts = with_lane(z_t, b, np.float64(item(z, b * n + t))), with_lane(counts, b, counts_b)
                 if weighs:
                     w_t = with_lane(w_t, b, item(weights, t))
                 if wanted:
@@ -362,28 +389,18 @@ def soft_rows(
             store(at_target, 0, g_t)
             if narrow:
                 tile_gradient(like, n, t_tile, uniform, given, e, e_lo, a, d, inverse, counts)
-                if not soft:
-                    for b in range(count):
-                        put(e, row_target(targets, i + b, ignore_index)[0] * 8 + b, item(at_target, b))
-                store_tile(e, pointer(grad, i * n), n, count)
             else:
-                store(a_hi, 0, a[0])
-                store(a_lo, 0, a[1])
-                store(d_hi, 0, d[0])
-                store(d_lo, 0, d[1])
-                store(inverses, 0, inverse)
-                for b in range(count):
-                    p, g, k = pointer(probs, (i + b) * n if soft else 0), pointer(grad, (i + b) * n), b * apart
-                    a_b, d_b = (splat(item(a_hi, b)), splat(item(a_lo, b))), (splat(item(d_hi, b)), splat(item(d_lo, b)))
-                    row_gradient(
-                        n, p, uniform, rest, given, shift(e, k), shift(e_lo, k), a_b, d_b, splat(item(inverses, b)), g
-                    )  # fmt: skip
-                    if not soft:
-                        t, counts_b = row_target(targets, i + b, ignore_index)
-                        if counts_b == 0.0:
-                            row_clear(g, n)
-                        else:
-                            put(g, t, number(g, item(at_target, b)))
+                rows_gradient(n, count, p, uniform, rest, given, e, e_lo, apart, a, d, inverse, g)
+            for b in range(0 if soft else count):
+                t, counts_b = row_target(targets, i + b, ignore_index)
+                if narrow:
+                    put(e, t * 8 + b, item(at_target, b))
+                elif counts_b == 0.0:
+                    row_clear(shift(g, b * n), n)
+                else:
+                    put(g, b * n + t, number(g, item(at_target, b)))
+            if narrow:
+                store_tile(e, g, n, count)
     keep_alive(scratch)
     return result
 
