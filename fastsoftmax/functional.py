@@ -615,6 +615,11 @@ def cross_entropy_with_grad(
     TypeError, ValueError, IndexError
         As `cross_entropy`; nothing is written then.
 
+    Notes
+    -----
+    Where a model agrees with probabilities or smoothed labels the gradient all but cancels. It keeps its digits: float32 is
+    computed in float64 there, float64 in twice its precision, which takes about 2 and 4 times as long as plain labels.
+
     Examples
     --------
     >>> from fastsoftmax import cross_entropy_with_grad
