@@ -535,3 +535,14 @@ def test_the_number_of_threads_changes_no_bit_of_a_product(function, dtype):
     for n in (2, 3, 8):
         with fs.num_threads(n):
             assert_same_bits(case.call(arrays, options), expected, label=f"{n} threads")
+
+
+def test_affine_into_its_own_input(dtype, rng):
+    """`out` that is an input, or lies in the memory of one, gets the product of what was there."""
+    for shared in ("x", "weight", "view of x", "bias"):
+        x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in ((24, 24), (24, 24), 24))
+        x = x[:1].copy() if shared == "bias" else x
+        out = {"x": x, "weight": weight, "view of x": x[:], "bias": bias.reshape(1, 24)}[shared]
+        expected = fs.affine(x, weight, bias)
+        assert fs.affine(x, weight, bias, out=out) is out
+        np.testing.assert_array_equal(out, expected, err_msg=shared)

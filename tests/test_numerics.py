@@ -153,6 +153,31 @@ def test_worst_element_with_smoothing_and_weights(name, maker, n_rows, n_classes
         assert_ulps(grad, true_grad, WEIGHTED, scale=scale, label=f"gradient of {name}, {sorted(options)}")
 
 
+def test_exponentials_in_pairs(rng):
+    """`exp_pair` as its docstring says, over the range where its low part is a normal number."""
+    mpmath = pytest.importorskip("mpmath")
+    from numba import njit
+
+    from fastsoftmax.kernels import _math, _simd
+
+    exp_pair, load, pointer, store = _math.exp_pair, _simd.load, _simd.pointer, _simd.store
+
+    @njit
+    def pairs(s, s_lo, hi, lo):
+        for j in range(0, s.size, 8):
+            a, b = exp_pair(load(pointer(s, 0), j), load(pointer(s_lo, 0), j))
+            store(pointer(hi, 0), j, a)
+            store(pointer(lo, 0), j, b)
+
+    s = -np.concatenate([rng.uniform(0, 1, 800), rng.uniform(0, 660, 800), 10 ** rng.uniform(-18, 0, 792), np.zeros(8)])
+    s_lo, hi, lo = s * rng.uniform(-1, 1, s.size) * 2.0**-54, np.empty_like(s), np.empty_like(s)
+    pairs(s, s_lo, hi, lo)
+    with mpmath.workprec(200):
+        for x, y, a, b in zip(*(map(mpmath.mpf, v.tolist()) for v in (s, s_lo, hi, lo))):
+            assert abs((a + b) / _math.SHIFT64 / mpmath.exp(x + y) - 1) <= 2.0**-69, float(x)
+    assert (np.abs(lo) <= np.spacing(hi) / 2).all()
+
+
 @pytest.mark.parametrize("n_classes", [1, 2, 9, 33, 63, 65, 200])
 @pytest.mark.parametrize("smoothing", [0.0, 1e-9, 0.1, 1.0])
 def test_probabilities_as_exact_as_labels(n_classes, smoothing, dtype, rng):
