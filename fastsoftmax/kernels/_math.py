@@ -18,9 +18,11 @@ from ._simd import (
     constant,
     exact_fma,
     fma,
+    horner,
     narrow,
     polynomial,
     pow2,
+    power_of_two,
     rotate_half,
     select,
     splat,
@@ -29,27 +31,40 @@ from ._simd import (
     widen,
 )  # fmt: skip
 
-# exp(r) = 1 + r + r*r*Q(r) on |r| <= ln(2)/2: Remez, weighted to the relative error of exp: 2**-34 and 2**-57.9
-_Q32 = (
-    0.5000000067839700, 0.16666665867010359, 0.04166629436445909, 0.0083334973407825232, 0.0013944703583915311,
-    0.0001979029808975045,
+# exp(s) = 2**(k/8) * exp(r) with an integer k and |r| <= ln(2)/8, and exp(r) = 1 + r * P(r): Remez, weighted to the relative
+# error of exp: 2**-27.5 and 2**-57.7
+_P32 = (0.5000002038905896, 0.1667210414550064, 0.04164175488419537)
+_P64 = (
+    0.5000000000000007, 0.1666666666669586, 0.04166666666610956, 0.008333333130480098, 0.0013888890103036036,
+    0.00019845510929526107, 2.4795693913352882e-05,
 )  # fmt: skip
-_Q64 = (
-    0.5000000000000011, 0.1666666666666641, 0.04166666666652973, 0.008333333333494977, 0.0013888888943759984,
-    0.00019841269505773807, 0.00002480149294961707, 2.755758680384707e-6, 2.7630306255647857e-7, 2.5000018853083342e-8,
+# c * 2**(i/8), i = 0..7. Softmax is the same for every c, so c is one for which all eight are so near to numbers of their type
+# that one table has digits enough: 0.046 and 0.020 units of 2**-24 and 2**-53, found by search; 0.5 for c = 1.
+_EIGHTHS32 = (
+    1.0877149105072021, 1.1861615180969238, 1.293518304824829, 1.410591721534729, 1.5382611751556396, 1.677485704421997,
+    1.8293111324310303, 1.9948779344558716,
 )  # fmt: skip
+_EIGHTHS64 = (
+    1.015799701687476, 1.1077374295292546, 1.207996232664388, 1.3173292327510149, 1.4365577147809727, 1.5665772963885825,
+    1.7083646555295824, 1.8629848670670288,
+)  # fmt: skip
+_INVERSE32 = 1.0 / _EIGHTHS32[0]
+_INVERSE64 = 1.0 / _EIGHTHS64[0], 1.428508762428987e-17  # a pair; the first alone, times the entry, is 1
 
 # Exponentials are kept multiplied by 2**64 (float32) or 2**256 (float64), so that the smallest one that matters is still a
 # normal number, and are brought back by the one multiplication that follows anyway: gradual underflow, rounded once.
 SHIFT32, SHIFT64 = 2.0**64, 2.0**256
+TOP32, TOP64 = _EIGHTHS32[0] * SHIFT32, _EIGHTHS64[0] * SHIFT64  # what stands for exp(0)
 _LEAST32, _LEAST64 = -131.0, -885.0  # below, the scaled result would leave the normal range: exactly 0
-# 1.5 * 2**mantissa rounds to an integer; the rest leaves k + bias + shift in the low bits, where pow2 takes it from
-_MAGIC32, _MAGIC64 = 1.5 * 2**23 + (127 + 64), 1.5 * 2**52 + (1023 + 256)
+_FAR32, _FAR64 = 512.0, 2048.0  # for a maximum m beyond, z - m is exact wherever exp(z - m) is not 0 (Sterbenz)
+_ROUND32, _ROUND64 = 1.5 * 2**23, 1.5 * 2**52  # added, it rounds to an integer, which the low bits then hold
+_ZERO32, _ZERO64 = _ROUND32 + 8 * 64, _ROUND64 + 8 * 256  # the same, and the eighths of the shift
 _LOG2E = 1.4426950408889634
-# ln 2 in two: the first part times any k that occurs is exact, with FMA or without
-_LN2_HI32, _LN2_LO32 = 0.693145751953125, 1.4286068203094172e-06
-_LN2_HI64, _LN2_LO64 = 0.6931471805592082, 7.371002565167799e-13
+# ln(2)/8 in two: the first part times any k that occurs is exact, with FMA or without
+_EIGHTH_HI32, _EIGHTH_LO32 = 0.086669921875, -2.6524305212660693e-05
+_EIGHTH_HI64, _EIGHTH_LO64 = 0.08664339756978734, 2.0582436978621353e-13
 
+_LN2_HI64, _LN2_LO64 = 0.6931471805592082, 7.371002565167799e-13  # the same of ln(2)
 _LN2 = 0.6931471805599453
 _ATANH = tuple(1.0 / (2 * k + 3) for k in range(12))  # atanh's series
 _ATANH_SHORT = _ATANH[:7]
@@ -86,33 +101,61 @@ def two_product(a: Any, b: Any) -> Any:
 
 
 @inline
-def exp_shifted(s: Any, lo: Any) -> Any:
-    """exp(s + lo) * 2**SHIFT for s <= 0 and |lo| <= ulp(s)/2, within 0.9 ulp; exactly 2**SHIFT at 0; 0 at -inf.
+def reduced(s: Any, zero_k: Any) -> Any:
+    """(zero_k + k, s - k * ln(2)/8) for the integer k that leaves least."""
+    t = fma(s, constant(s, 8.0 * _LOG2E, 8.0 * _LOG2E), zero_k)
+    k = t - zero_k
+    r = fma(k, constant(s, -_EIGHTH_HI32, -_EIGHTH_HI64), s)  # exact
+    return t, fma(k, constant(s, -_EIGHTH_LO32, -_EIGHTH_LO64), r)
 
-    NaN at NaN.
 
-    Taking lo in costs one operation here and five in `two_diff`; it is what brings softmax from 30..130 ulps to under 2.
+@inline
+def origin(m: Any) -> Any:
+    """What `exp_from` takes exponentials of z - m from, for rows with the maximum m.
+
+    z - m itself would be rounded: by that the softmax of others loses 30 to 130 ulps. So z and m are each taken apart, and
+    what is left of them subtracted. Where m is too large for that, z - m is exact.
     """
-    t = fma(s, constant(s, _LOG2E, _LOG2E), constant(s, _MAGIC32, _MAGIC64))
-    k = t - constant(s, _MAGIC32, _MAGIC64)
-    r_hi = fma(k, constant(s, -_LN2_HI32, -_LN2_HI64), s)  # exact
-    r_lo = fma(k, constant(s, -_LN2_LO32, -_LN2_LO64), lo)
-    r = r_hi + r_lo
-    tail = fma(r * r, polynomial(r, _Q32, _Q64), r_lo)
-    power = pow2(t)
-    value = fma(r_hi + tail, power, power)
-    return select(s < constant(s, _LEAST32, _LEAST64), constant(s, 0.0, 0.0), value)
+    near = (constant(m, -_FAR32, -_FAR64) < m) & (m < constant(m, _FAR32, _FAR64))
+    zero, zero_k = constant(m, 0.0, 0.0), constant(m, _ROUND32, _ROUND64)
+    top = select(near, m, zero)
+    t, r = reduced(top, zero_k)
+    least = top + constant(m, _LEAST32, _LEAST64)
+    return select(near, zero, m), constant(m, _ZERO32, _ZERO64) - (t - zero_k), r, least
+
+
+@inline
+def exp_from(z: Any, base: Any) -> Any:
+    """exp(z - m) * TOP for base = origin(m), z <= m, within 0.7 ulp; exactly TOP at m, 0 at -inf, NaN at NaN.
+
+    16 operations; with z - m as a pair, and without a table, there were 23 (Zen 4, with sums: 0.31 -> 0.22 ns an element).
+    """
+    offset, zero_k, rest, least = base
+    s = z - offset
+    t, r = reduced(s, zero_k)
+    r = r - rest
+    power = power_of_two(t, _EIGHTHS32, _EIGHTHS64)
+    value = fma(power, fma(r * r, horner(r, _P32, _P64), r), power)
+    return select(s < least, constant(z, 0.0, 0.0), value)
+
+
+@inline
+def exp_below(s: Any) -> Any:
+    """exp(s) * 2**SHIFT for s <= 0, within 1.3 ulps, exactly 2**SHIFT at 0."""
+    return exp_from(s, origin(constant(s, 0.0, 0.0))) * constant(s, _INVERSE32, _INVERSE64[0])
 
 
 # ---- the sum of a row's exponentials, less one ------------------------------------------------------------------------
 # With the maximum subtracted a row's sum is 1 + d, and every loss wants log1p(d): d of a confident row is 1e-20 and must
-# keep its digits. So each lane starts at 1 (scaled), which no exponential exceeds: Dekker's fast two-sum is then exact, the
-# integers stay in `hi`, whatever is small falls into `lo`, and at the end the ones are taken off again. 4 adds a vector;
-# widening every vector to doubles took 5.4 cycles of 13. `lo` itself is moved to doubles every few vectors.
+# keep its digits. So each lane starts at 2 (ones are kept as TOP), which no exponential exceeds: Dekker's fast two-sum is then
+# exact, the ones stay in `hi`, whatever is small falls into `lo`, and at the end the ones are taken off again. From 1 on the
+# spacing of `hi` would change as the maximum is added, and the two parts cancel where d is as small as that (worst of 240,000
+# rows of float64: 4.0 ulps, 2.9 so). 4 adds a vector; widening every vector to doubles took 5.4 cycles of 13. `lo` itself is
+# moved to doubles every few vectors.
 @inline
 def lane_start(like: Any) -> Any:
     """(hi, lo) of an empty lane sum."""
-    return constant(like, SHIFT32, SHIFT64), constant(like, 0.0, 0.0)
+    return constant(like, 2.0 * TOP32, 2.0 * TOP64), constant(like, 0.0, 0.0)
 
 
 @inline
@@ -129,7 +172,7 @@ def low_start() -> Any:
 
 @by_type
 def low_add(low, lo):
-    """Move `lo` there."""
+    """Move `lo` there: of doubles there is only one sum, a pair."""
     if lo == V32:
 
         def floats(low, lo):
@@ -137,7 +180,20 @@ def low_add(low, lo):
             return low[0] + a, low[1] + b
 
         return floats
-    return lambda low, lo: (low[0] + lo, low[1])
+
+    def doubles(low, lo):
+        s, error = two_sum(low[0], lo)
+        return s, low[1] + error
+
+    return doubles
+
+
+@inline
+def low_moved(low: Any, lo: Any, exact: bool) -> Any:
+    """The same if d is to be exact, and what is left of `lo`. The sum alone needs no more digits of its small part."""
+    if exact:
+        return low_add(low, lo), constant(lo, 0.0, 0.0)
+    return low, lo
 
 
 @inline
@@ -155,6 +211,14 @@ def fold_pair(hi: Any, lo: Any) -> Any:
     return _fold(hi, lo, 1)
 
 
+@inline
+def times_unit(hi: Any, lo: Any) -> Any:
+    """A pair of double vectors divided by TOP64."""
+    p, error = two_product(hi, splat(_INVERSE64[0]))
+    error = error + fma(hi, splat(_INVERSE64[1]), lo * splat(_INVERSE64[0]))
+    return p * splat(1.0 / SHIFT64), error * splat(1.0 / SHIFT64)
+
+
 @by_type
 def row_sum(hi, low):
     """d over all lanes: a row's sum of exponentials less one, as a pair of double vectors (lanes alike; fixed tree)."""
@@ -162,17 +226,21 @@ def row_sum(hi, low):
 
         def floats(hi, low):
             a, b = widen(hi)  # sums of floats above 1 are exact in doubles
-            ones = total(a + b) - 17.0 * SHIFT32
-            return splat((ones + total(low[0] + low[1])) * (1.0 / SHIFT32)), splat(0.0)
+            ones = total(a + b) - 33.0 * TOP32
+            return splat((ones + total(low[0] + low[1])) * (_INVERSE32 / SHIFT32)), splat(0.0)
 
         return floats
 
-    def doubles(hi, low):
-        s, lo = fold_pair(hi - splat(SHIFT64), low[0])
-        s, lo = fast_two_sum(s - splat(SHIFT64), lo)
-        return s * splat(1.0 / SHIFT64), lo * splat(1.0 / SHIFT64)
+    return lambda hi, low: times_unit(*others(hi, low[0] + low[1], splat(TOP64)))
 
-    return doubles
+
+@inline
+def others(hi: Any, lo: Any, one: Any) -> Any:
+    """The same of doubles whose exponentials are multiplied by `one`, and so is the result; lanes start at twice that."""
+    s, error = two_diff(hi, one + one)
+    s, lo = fold_pair(s, error + lo)
+    s, error = two_diff(s, one)
+    return fast_two_sum(s, error + lo)
 
 
 @by_type
@@ -182,16 +250,33 @@ def lane_sums(hi, low):
 
         def floats(hi, low):
             a, b = widen(hi)
-            ones, unit = splat(2.0 * SHIFT32), splat(1.0 / SHIFT32)
+            ones, unit = splat(3.0 * TOP32), splat(_INVERSE32 / SHIFT32)
             return (((a - ones) + low[0]) * unit, splat(0.0)), (((b - ones) + low[1]) * unit, splat(0.0))
 
         return floats
 
     def doubles(hi, low):
-        unit = splat(1.0 / SHIFT64)
-        s, lo = two_sum(hi - splat(2.0 * SHIFT64), low[0])
-        pair = (s * unit, lo * unit)
+        s, error = two_diff(hi, splat(3.0 * TOP64))
+        pair = times_unit(*fast_two_sum(s, error + (low[0] + low[1])))
         return pair, pair
+
+    return doubles
+
+
+@by_type
+def exponentials(value):
+    """A vector of exponentials as two of doubles, as `in_doubles`; exactly 1 where it is TOP."""
+    if value == V32:
+
+        def floats(value):
+            a, b = widen(value)
+            return a * splat(_INVERSE32 / SHIFT32), b * splat(_INVERSE32 / SHIFT32)
+
+        return floats
+
+    def doubles(value):
+        e = value * splat(_INVERSE64[0]) * splat(1.0 / SHIFT64)
+        return e, e
 
     return doubles
 
@@ -224,6 +309,24 @@ def pair_from_doubles(like, low, high):
 
         return floats
     return lambda like, low, high: low
+
+
+@by_type
+def multiplier(like, low, high):
+    """Two pairs of double vectors as one of `like`'s type, to multiply exponentials with: `scaled` then takes SHIFT off."""
+    if like.dtype is types.float32:
+
+        def floats(like, low, high):
+            unit = splat(_INVERSE32)
+            return pair_from_doubles(like, (low[0] * unit, low[1]), (high[0] * unit, high[1]))
+
+        return floats
+
+    def doubles(like, low, high):
+        p, error = two_product(low[0], splat(_INVERSE64[0]))
+        return p, error + fma(low[0], splat(_INVERSE64[1]), low[1] * splat(_INVERSE64[0]))
+
+    return doubles
 
 
 @by_type
@@ -327,6 +430,6 @@ def exp_pair(s: Any, lo: Any) -> Any:
     y_lo = y_lo + (r_lo + fma(w, a_lo, fma(w_lo, a, p_lo)))
     p, p_lo = fast_two_sum(splat(1.0), y)
     p, p_lo = fast_two_sum(p, p_lo + y_lo)
-    power = pow2(k + splat(_MAGIC64))
+    power = pow2(k + splat(_ROUND64 + (1023 + 256)))
     outside, zero = s < splat(_LEAST64), splat(0.0)
     return select(outside, zero, p * power), select(outside, zero, p_lo * power)

@@ -21,6 +21,8 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from ._target import PERMUTES, WIDE
+
 LANES = {types.float32: 16, types.float64: 8}
 _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _IR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.boolean: _I1}
@@ -530,6 +532,23 @@ def polynomial(typingctx: Any, x: Any, for_float32: Any, for_float64: Any) -> An
 
 
 @intrinsic
+def horner(typingctx: Any, x: Any, for_float32: Any, for_float64: Any) -> Any:
+    """The same by Horner's rule, where operations bound and not latency: 4 operations less of 12 (Zen 4, exponentials of
+    float64: 0.54 -> 0.50 ns an element).
+    """
+    which, coefficients = (1, for_float32) if x.dtype is types.float32 else (2, for_float64)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        terms = [builder.extract_value(args[which], i) for i in range(len(coefficients))]
+        *terms, value = [_constant(context, builder, x, t) for t in terms]
+        for term in reversed(terms):
+            value = _call(builder, f"llvm.fmuladd.{x.suffix}", x.llvm, args[0], value, term)
+        return value
+
+    return x(x, for_float32, for_float64), codegen
+
+
+@intrinsic
 def any_lane(typingctx: Any, mask: Any) -> Any:
     """Whether the mask is set in any lane."""
 
@@ -613,6 +632,64 @@ def pow2(typingctx: Any, t: Any) -> Any:
         return builder.bitcast(builder.shl(bits, by), t.llvm)
 
     return t(t), codegen
+
+
+@intrinsic
+def power_of_two(typingctx: Any, t: Any, for_float32: Any, for_float64: Any) -> Any:
+    """eighths[k % 8] * 2**(k // 8), for the integer k in the low bits of t and a table of eight numbers within [1, 2)."""
+    which = 1 if t.dtype is types.float32 else 2
+    width, mantissa = _BITS[t.dtype]
+    integer = ir.IntType(width)
+    integers = ir.VectorType(integer, t.lanes)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits, by = builder.bitcast(args[0], integers), mantissa - 3
+        table = []
+        for i in range(8):  # of an integer moved to the exponent the last three bits lie in the mantissa: taken off here
+            value = builder.extract_value(args[which], i)
+            value = builder.bitcast(builder.fptrunc(value, _IR[t.dtype]) if width == 32 else value, integer)
+            table.append(builder.sub(value, ir.Constant(integer, i << by)))
+        found = _lookup(builder, table, bits)
+        shifted = builder.shl(bits, ir.Constant(integers, [by] * t.lanes))
+        return builder.bitcast(builder.add(found, shifted), t.llvm)
+
+    return t(t, for_float32, for_float64), codegen
+
+
+def _lookup(builder: Any, table: list[Any], index: Any) -> Any:
+    """table[index % 8] in each lane, of integers: one permutation where there is one for such vectors."""
+    kind, (integer, lanes_) = index.type, (index.type.element, index.type.count)
+    if WIDE:
+        name, vector = {32: ("sf", V32.llvm), 64: ("df", V64.llvm)}[integer.width]
+        values = builder.bitcast(_gathered(builder, table * (lanes_ // 8)), vector)
+        return builder.bitcast(_call(builder, f"llvm.x86.avx512.permvar.{name}.512", vector, values, index), kind)
+    if PERMUTES:
+        eight = ir.VectorType(_I32, 8)
+
+        def permute(entries: list[Any], where: Any) -> Any:
+            return _call(builder, "llvm.x86.avx2.permd", eight, _gathered(builder, entries), where)
+
+        if integer.width == 32:
+            halves = [_shuffle(builder, index, index, list(range(k, k + 8))) for k in (0, 8)]
+            return _shuffle(builder, *(permute(table, half) for half in halves), list(range(16)))
+        # of doubles both halves of each entry, as integers of 32 bits: they are found for all eight at once
+        words = _shuffle(builder, *[builder.bitcast(index, ir.VectorType(_I32, 16))] * 2, [0, 2, 8, 10, 4, 6, 12, 14])
+        low = permute([builder.trunc(entry, _I32) for entry in table], words)
+        high = permute([builder.trunc(builder.lshr(entry, ir.Constant(_I64, 32)), _I32) for entry in table], words)
+        order = [0, 1, 4, 5, 2, 3, 6, 7]
+        return builder.bitcast(_shuffle(builder, low, high, [k for i in order for k in (i, i + 8)]), kind)
+    result, values = ir.Constant(kind, ir.Undefined), _gathered(builder, table)
+    for k in range(lanes_):
+        at = builder.and_(builder.extract_element(index, ir.Constant(_I32, k)), ir.Constant(integer, 7))
+        result = builder.insert_element(result, builder.extract_element(values, at), ir.Constant(_I32, k))
+    return result
+
+
+def _gathered(builder: Any, values: list[Any]) -> Any:
+    result = ir.Constant(ir.VectorType(values[0].type, len(values)), ir.Undefined)
+    for k, value in enumerate(values):
+        result = builder.insert_element(result, value, ir.Constant(_I32, k))
+    return result
 
 
 @intrinsic

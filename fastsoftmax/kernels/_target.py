@@ -10,7 +10,11 @@ import re
 from llvmlite import binding
 from numba.core.registry import cpu_target
 
-_MULTIPLY_ADD = """
+_CODE = """
+define <8 x i32> @add_integers(<8 x i32> %a, <8 x i32> %b) {
+  %r = add <8 x i32> %a, %b
+  ret <8 x i32> %r
+}
 define <16 x float> @multiply_add(<16 x float> %a, <16 x float> %b, <16 x float> %c) {
   %r = call <16 x float> @llvm.fmuladd.v16f32(<16 x float> %a, <16 x float> %b, <16 x float> %c)
   ret <16 x float> %r
@@ -21,7 +25,7 @@ declare <16 x float> @llvm.fmuladd.v16f32(<16 x float>, <16 x float>, <16 x floa
 
 def _assembly() -> str:
     codegen = cpu_target.target_context.codegen()
-    module = binding.parse_assembly(_MULTIPLY_ADD)
+    module = binding.parse_assembly(_CODE)
     module.triple = codegen._tm.triple
     return str(codegen._tm.emit_assembly(module))
 
@@ -29,3 +33,4 @@ def _assembly() -> str:
 _assembly_text = _assembly()
 FMA = re.search(r"\b(vfn?m(add|sub)|fml[as]|fn?m(add|sub))", _assembly_text) is not None
 WIDE = "zmm" in _assembly_text  # vectors of 512 bits
+PERMUTES = re.search(r"vpaddd\b.*ymm", _assembly_text) is not None  # AVX2, and with it permutations by a vector of indices

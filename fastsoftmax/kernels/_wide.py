@@ -18,14 +18,16 @@ from ._jit import by_type, inline
 from ._math import (
     SHIFT32,
     SHIFT64,
-    exp_shifted,
+    exp_from,
+    in_doubles,
     lane_add,
     lane_start,
     low_add,
+    low_moved,
     low_start,
+    origin,
     pair_from_doubles,
     row_sum,
-    two_diff,
 )  # fmt: skip
 from ._simd import (
     V32,
@@ -41,7 +43,6 @@ from ._simd import (
     misalignment,
     narrow,
     prefetch,
-    put,
     shift,
     splat,
     stack,
@@ -87,64 +88,73 @@ def row_max(z: Any, n: int) -> Any:
 
 
 @inline
-def exp_at(z: Any, j: int, m: Any) -> Any:
-    s, error = two_diff(load(z, j), m)
-    return exp_shifted(s, error)
+def exp_first(z: Any, j: int, k: int, base: Any) -> Any:
+    """k lanes of exponentials; 0 in the others."""
+    return exp_from(load_first(z, j, k, constant(z, -np.inf, -np.inf)), base)
 
 
 @inline
-def exp_at_first(z: Any, j: int, k: int, m: Any) -> Any:
-    """k lanes of the same; 0 in the others."""
-    s, error = two_diff(load_first(z, j, k, constant(z, -np.inf, -np.inf)), m)
-    return exp_shifted(s, error)
+def row_exp(z: Any, n: int, base: Any, e: Any, keep: bool, exact: bool, ahead: int) -> Any:
+    """d as a pair of double vectors (all lanes alike), with all its digits if it is to be `exact`.
 
+    e[j] = exp_from(z[j], base) if it is to be kept.
 
-@inline
-def row_exp(z: Any, n: int, m: Any, e: Any, keep: bool, ahead: int) -> Any:
-    """d as a pair of double vectors (all lanes alike); e[j] = exp(z[j] - m) * 2**SHIFT if it is to be kept.
-
-    Asks for the row `ahead` elements on as it goes: memory would else be idle while this one computes. Two vectors at a time
-    let the CPU overlap more: 0.21 -> 0.19 ns an element.
+    Asks for the row `ahead` elements on as it goes: memory would else be idle while this one computes. Four vectors at a time
+    let the CPU overlap more (Zen 4, 128 x 1000: 46 -> 44 us, in float64 112 -> 104).
     """
     step = lanes(z)
     hi, lo = lane_start(z)
     low = low_start()
-    m = splat(m)
     j = 0
     while j < n:
         end = min(n, j + BLOCK * step)
-        while j + 2 * step <= end:
-            prefetch(z, j + ahead)
-            prefetch(z, j + step + ahead)
-            a, b = exp_at(z, j, m), exp_at(z, j + step, m)
+        while j + 4 * step <= end:
+            a, b = exp_from(load(z, j), base), exp_from(load(z, j + step), base)
+            c, d = exp_from(load(z, j + 2 * step), base), exp_from(load(z, j + 3 * step), base)
+            for k in range(4):
+                prefetch(z, j + k * step + ahead)
             if keep:
                 store(e, j, a)
                 store(e, j + step, b)
+                store(e, j + 2 * step, c)
+                store(e, j + 3 * step, d)
             hi, lo = lane_add(hi, lo, a)
             hi, lo = lane_add(hi, lo, b)
-            j += 2 * step
+            hi, lo = lane_add(hi, lo, c)
+            hi, lo = lane_add(hi, lo, d)
+            j += 4 * step
         while j < end:
-            a = exp_at_first(z, j, end - j, m)
+            a = exp_first(z, j, end - j, base)
             if keep:
                 store_first(e, j, a, end - j)
             hi, lo = lane_add(hi, lo, a)
             j += step
-        low, lo = low_add(low, lo), constant(z, 0.0, 0.0)
-    return row_sum(hi, low)
+        low, lo = low_moved(low, lo, exact)
+    return row_sum(hi, low_add(low, lo))
 
 
 @inline
-def rows_exp(z: Any, n: int, count: int, most: int, maxima: Any, e: Any, apart: int, keep: bool) -> Any:
+def rows_exp(
+    z: Any, n: int, count: int, most: int, maxima: Any, e: Any, apart: int, keep: bool, exact: bool
+) -> Any:  # fmt: skip
     """The same for `count` rows, their exponentials `apart` from each other: (m, d as a pair), a row in each lane of doubles.
 
     `maxima` gets m as a number each. The next `most` rows are asked for.
     """
+    top = constant(z, 0.0, 0.0)
     for b in range(count):
-        put(maxima, b, row_max(shift(z, b * n), n))
-    m, d_hi, d_lo = splat(0.0), splat(0.0), splat(0.0)
+        top = with_lane(top, b, row_max(shift(z, b * n), n))
+    offset, zero_k, rest, least = origin(top)
+    offsets, zeros, rests, leasts = vector_room(z), vector_room(z), vector_room(z), vector_room(z)
+    store(maxima, 0, top)
+    store(offsets, 0, offset)
+    store(zeros, 0, zero_k)
+    store(rests, 0, rest)
+    store(leasts, 0, least)
+    m, d_hi, d_lo = in_doubles(top)[0], splat(0.0), splat(0.0)
     for b in range(count):
-        d = row_exp(shift(z, b * n), n, item(maxima, b), shift(e, b * apart), keep, most * n)
-        m = with_lane(m, b, np.float64(item(maxima, b)))
+        base = splat(item(offsets, b)), splat(item(zeros, b)), splat(item(rests, b)), splat(item(leasts, b))
+        d = row_exp(shift(z, b * n), n, base, shift(e, b * apart), keep, exact, most * n)
         d_hi, d_lo = with_lane(d_hi, b, lane(d[0], 0)), with_lane(d_lo, b, lane(d[1], 0))
     return m, d_hi, d_lo
 
@@ -202,7 +212,7 @@ def row_scale(e: Any, n: int, q_hi: Any, q_lo: Any, out: Any, streaming: bool) -
 
 @inline
 def row_exp_between(
-    z: Any, n: int, m: Any, e: Any, keep: bool, following: Any, writes: bool, out: Any, value: Any, row: Any
+    z: Any, n: int, m: Any, e: Any, keep: bool, exact: bool, following: Any, writes: bool, out: Any, value: Any, row: Any
 ) -> Any:  # fmt: skip
     """`row_exp`; on the way the maximum of the row `following`, and if it `writes`, `write_row(out, n, True, value, row)`.
 
@@ -212,7 +222,7 @@ def row_exp_between(
     step = lanes(z)
     hi, lo = lane_start(z)
     low, least = low_start(), constant(z, -np.inf, -np.inf)
-    a_max, b_max, m = least, least, splat(m)
+    a_max, b_max, base = least, least, origin(splat(m))
     lead = 0
     if writes:
         lead = (step - misalignment(out)) % step
@@ -229,7 +239,7 @@ def row_exp_between(
             if writes and j + lead + 2 * step <= n:
                 stream(out, j + lead, value(row, j + lead, step))
                 stream(out, j + lead + step, value(row, j + lead + step, step))
-            a, b = exp_at(z, j, m), exp_at(z, j + step, m)
+            a, b = exp_from(load(z, j), base), exp_from(load(z, j + step), base)
             if keep:
                 store(e, j, a)
                 store(e, j + step, b)
@@ -238,13 +248,13 @@ def row_exp_between(
             j += 2 * step
         while j < end:
             a_max = larger(load_first(following, j, end - j, least), a_max)
-            a = exp_at_first(z, j, end - j, m)
+            a = exp_first(z, j, end - j, base)
             if keep:
                 store_first(e, j, a, end - j)
             hi, lo = lane_add(hi, lo, a)
             j += step
-        low, lo = low_add(low, lo), constant(z, 0.0, 0.0)
-    d_hi, d_lo = row_sum(hi, low)
+        low, lo = low_moved(low, lo, exact)
+    d_hi, d_lo = row_sum(hi, low_add(low, lo))
     return d_hi, d_lo, largest(larger(a_max, b_max))
 
 
@@ -252,7 +262,7 @@ def row_exp_between(
 def row_exp_looking(z: Any, n: int, m: Any, following: Any) -> Any:
     """The same where nothing is written."""
     zero = constant(z, 0.0, 0.0)
-    return row_exp_between(z, n, m, z, False, following, False, z, scale_at, (z, zero, zero))
+    return row_exp_between(z, n, m, z, False, True, following, False, z, scale_at, (z, zero, zero))
 
 
 @inline

@@ -13,7 +13,11 @@ from ._jit import DOUBLES_IN, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_I
 from ._math import (
     SHIFT32,
     SHIFT64,
-    exp_shifted,
+    TOP32,
+    TOP64,
+    exp_below,
+    multiplier,
+    origin,
     pair_from_doubles,
     plus_one,
     ratio,
@@ -175,7 +179,7 @@ def log_softmax_backward(grad_log_probs, log_probs, grad_logits, n, streaming, f
 def _log_gradient_at(row: Any, j: int, k: int) -> Any:
     g, logp, sum_ = row
     zero, unit = constant(logp, 0.0, 0.0), constant(logp, 1.0 / SHIFT32, 1.0 / SHIFT64)
-    p = exp_shifted(load_first(logp, j, k, zero), zero) * unit
+    p = exp_below(load_first(logp, j, k, zero)) * unit
     return load_first(g, j, k, zero) - p * sum_
 
 
@@ -187,15 +191,16 @@ def softmax_hessian(logits, sample_weight, scale, hess, first, last):
     for i in range(first, last):
         z, h = pointer(logits, i * n), pointer(hess, i * n)
         w = scale * (sample_weight[i] if sample_weight.size else 1.0)
-        d = row_exp(z, n, row_max(z, n), h, True, n)
+        d = row_exp(z, n, origin(splat(row_max(z, n))), h, True, True, n)
         s = plus_one(d[0], d[1])
         zero, one = constant(z, 0.0, 0.0), constant(z, 1.0, 1.0)
-        q_hi, q_lo = split(zero, *ratio(zero, splat(1.0), s[0], s[1]))
+        q = ratio(zero, splat(1.0), s[0], s[1])
+        q_hi, q_lo = multiplier(zero, q, q)
         share, _ = split(zero, d[0] / s[0], splat(0.0))
         w_hi, _ = split(zero, splat(w), splat(0.0))
-        whole = constant(z, SHIFT32, SHIFT64)
+        whole = constant(z, TOP32, TOP64)
         for j in range(0, n, step):
             e = load_first(h, j, n - j, zero)
-            p = scaled(e, splat(q_hi), splat(q_lo))
+            p = scaled(e, q_hi, q_lo)
             value = splat(w_hi) * p * select(e == whole, splat(share), one - p)
             store_first(h, j, value, n - j)

@@ -14,18 +14,20 @@ import numpy as np
 
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
 from ._math import (
-    SHIFT32,
-    SHIFT64,
-    exp_shifted,
+    TOP32,
+    TOP64,
+    exp_from,
     fast_two_sum,
     from_doubles,
     lane_add,
     lane_start,
     log1p_pair,
     low_add,
-    pair_from_doubles,
+    multiplier,
+    origin,
     plus_one,
     ratio,
+    times_unit,
     two_diff,
     two_sum,
 )  # fmt: skip
@@ -84,11 +86,21 @@ def columns_max(z: Any, n: int, inner: int, width: int, maxima: Any) -> None:
 
 @inline
 def columns_exp(
-    z: Any, n: int, inner: int, width: int, maxima: Any, e: Any, keep: bool, hi: Any, lo: Any, low: Any
+    z: Any, n: int, inner: int, width: int, maxima: Any, bases: Any, e: Any, keep: bool, exact: bool, hi: Any, lo: Any,
+    low: Any,
 ) -> None:  # fmt: skip
-    """The exponentials, if they are to be kept, and their sums: class j adds to sum j % lanes, as in a row's lanes."""
+    """The exponentials, if they are to be kept, and their sums: class j adds to sum j % lanes, as in a row's lanes.
+
+    `bases` has room for four vectors a strip.
+    """
     step, run = lanes(z), _STRIPS * lanes(z)
     one, zero = lane_start(z)
+    for c in range(0, width, step):
+        offset, zero_k, rest, least = origin(load(maxima, c))
+        store(bases, c, offset)
+        store(bases, run + c, zero_k)
+        store(bases, 2 * run + c, rest)
+        store(bases, 3 * run + c, least)
     for k in range(step * _STRIPS):
         store(hi, k * step, one)
         store(lo, k * step, zero)
@@ -98,7 +110,8 @@ def columns_exp(
         for j in range(start, min(n, start + BLOCK * step)):
             for c in range(0, width, step):
                 prefetch(z, (j + _AHEAD) * inner + c)
-                value = exp_shifted(*two_diff(load_first(z, j * inner + c, width - c, zero), load(maxima, c)))
+                base = load(bases, c), load(bases, run + c), load(bases, 2 * run + c), load(bases, 3 * run + c)
+                value = exp_from(load_first(z, j * inner + c, width - c, zero), base)
                 if keep:
                     prefetch_to_write(e, (j + _AHEAD) * inner + c)
                     put_first(e, j * inner + c, value, width - c)
@@ -106,6 +119,8 @@ def columns_exp(
                 a, b = lane_add(load(hi, at), load(lo, at), value)
                 store(hi, at, a)
                 store(lo, at, b)
+        if not exact and start + BLOCK * step < n:  # see `low_moved`
+            continue
         for lane in range(step):
             for c in range(0, width, step):
                 k = lane * run + c
@@ -122,7 +137,7 @@ def columns_sum(hi, low):
     if hi.dtype is V32.dtype:
 
         def floats(hi, low):
-            a, b = splat(-17.0 * SHIFT32), splat(-17.0 * SHIFT32)
+            a, b = splat(-33.0 * TOP32), splat(-33.0 * TOP32)
             for lane in range(16):
                 x, y = widen(load(hi, lane * _STRIPS * 16))
                 a, b = a + x, b + y
@@ -133,7 +148,7 @@ def columns_sum(hi, low):
                     store(low, p, load(low, p) + load(low, q))
                     store(low, p + 8, load(low, p + 8) + load(low, q + 8))
                 half //= 2
-            unit, zero = splat(1.0 / SHIFT32), splat(0.0)
+            unit, zero = splat(1.0 / TOP32), splat(0.0)
             return ((a + load(low, 0)) * unit, zero), ((b + load(low, 8)) * unit, zero)
 
         return floats
@@ -141,7 +156,8 @@ def columns_sum(hi, low):
     def doubles(hi, low):
         for lane in range(8):
             p, q = lane * _STRIPS * 8, lane * _STRIPS * _HALVES
-            s, lo = fast_two_sum(load(hi, p) - splat(SHIFT64), load(low, q))
+            s, error = two_diff(load(hi, p), splat(2.0 * TOP64))
+            s, lo = fast_two_sum(s, error + (load(low, q) + load(low, q + 8)))
             store(hi, p, s)
             store(low, q, lo)
         half = 4
@@ -153,8 +169,8 @@ def columns_sum(hi, low):
                 store(hi, p, s)
                 store(low, 2 * p, lo)
             half //= 2
-        s, lo = fast_two_sum(load(hi, 0) - splat(SHIFT64), load(low, 0))
-        d = s * splat(1.0 / SHIFT64), lo * splat(1.0 / SHIFT64)
+        s, error = two_diff(load(hi, 0), splat(TOP64))
+        d = times_unit(*fast_two_sum(s, error + load(low, 0)))
         return d, d
 
     return doubles
@@ -164,13 +180,13 @@ def columns_sum(hi, low):
 def softmax_columns(logits, probs, n, inner, first, last):
     step = lanes(pointer(logits, 0))
     run, strips = _STRIPS * step, (inner + step - 1) // step
-    scratch, doubles = np.empty((max(NARROW, (2 * step + 3) * _STRIPS) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    scratch, doubles = np.empty((max(NARROW, (2 * step + 7) * _STRIPS) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
     if n >= NARROW:
         doubles = np.empty(_STRIPS * step * _HALVES, np.float64)
     low = pointer(doubles, 0)
     hi, lo, maxima = tile, shift(tile, run * step), shift(tile, 2 * run * step)
-    q_hi, q_lo = shift(maxima, run), shift(maxima, 2 * run)
+    q_hi, q_lo, bases = shift(maxima, run), shift(maxima, 2 * run), shift(maxima, 3 * run)
     k = first
     while k < last:
         column = k % strips * step
@@ -181,18 +197,18 @@ def softmax_columns(logits, probs, n, inner, first, last):
         if n < NARROW:
             for c in range(0, width, step):
                 load_strip(shift(z, c), n, inner, width - c, tile)
-                d, e = tile_exp(tile, n, tile_max(tile, n), True, tile, tile)
+                d, e = tile_exp(tile, n, tile_max(tile, n), True, False, tile, tile)
                 low_, high = ratio(tile, splat(1.0), *plus_one(d[0], d[1])), ratio(tile, splat(1.0), *plus_one(e[0], e[1]))
-                q = pair_from_doubles(load(tile, 0), low_, high)
+                q = multiplier(load(tile, 0), low_, high)
                 for j in range(n):
                     put_first(out, j * inner + c, scaled(load(tile, j * step), q[0], q[1]), width - c)
         else:
             columns_max(z, n, inner, width, maxima)
-            columns_exp(z, n, inner, width, maxima, out, True, hi, lo, low)
+            columns_exp(z, n, inner, width, maxima, bases, out, True, False, hi, lo, low)
             for c in range(0, width, step):
                 d, e = columns_sum(shift(hi, c), shift(low, c // step * _HALVES))
                 low_, high = ratio(hi, splat(1.0), *plus_one(d[0], d[1])), ratio(hi, splat(1.0), *plus_one(e[0], e[1]))
-                q = pair_from_doubles(load(hi, 0), low_, high)
+                q = multiplier(load(hi, 0), low_, high)
                 store(q_hi, c, q[0])
                 store(q_lo, c, q[1])
             for j in range(n):
@@ -208,12 +224,13 @@ def softmax_columns(logits, probs, n, inner, first, last):
 def log_softmax_columns(logits, log_probs, n, inner, first, last):
     step = lanes(pointer(logits, 0))
     run, strips = _STRIPS * step, (inner + step - 1) // step
-    scratch, doubles = np.empty((max(NARROW, (2 * step + 2) * _STRIPS) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    scratch, doubles = np.empty((max(NARROW, (2 * step + 6) * _STRIPS) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
     if n >= NARROW:
         doubles = np.empty(_STRIPS * step * _HALVES, np.float64)
     low = pointer(doubles, 0)
     hi, lo, maxima, logs = tile, shift(tile, run * step), shift(tile, 2 * run * step), shift(tile, run * (2 * step + 1))
+    bases = shift(logs, run)
     k = first
     while k < last:
         column = k % strips * step
@@ -225,13 +242,13 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
             for c in range(0, width, step):
                 load_strip(shift(z, c), n, inner, width - c, tile)
                 m = tile_max(tile, n)
-                d, e = tile_exp(tile, n, m, False, tile, tile)
+                d, e = tile_exp(tile, n, m, False, True, tile, tile)
                 log = from_doubles(m, log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0])
                 for j in range(n):
                     put_first(out, j * inner + c, (load(tile, j * step) - m) - log, width - c)
         else:
             columns_max(z, n, inner, width, maxima)
-            columns_exp(z, n, inner, width, maxima, out, False, hi, lo, low)
+            columns_exp(z, n, inner, width, maxima, bases, out, False, True, hi, lo, low)
             for c in range(0, width, step):
                 d, e = columns_sum(shift(hi, c), shift(low, c // step * _HALVES))
                 store(logs, c, from_doubles(load(hi, 0), log1p_pair(hi, d[0], d[1])[0], log1p_pair(hi, e[0], e[1])[0]))

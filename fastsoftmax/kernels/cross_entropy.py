@@ -16,13 +16,13 @@ import numpy as np
 
 from ._jit import DOUBLES_IN, FLAG, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
 from ._math import (
-    SHIFT32,
-    SHIFT64,
-    exp_shifted,
+    exp_from,
+    exponentials,
     from_doubles,
     in_doubles,
     log1p_pair,
-    pair_from_doubles,
+    multiplier,
+    origin,
     plus_one,
     ratio,
     two_diff,
@@ -135,14 +135,6 @@ def target_grad(q: Any, e_t: Any, d_hi: Any, d_lo: Any) -> Any:
 
 
 @by_type
-def unit(like):
-    """2**-SHIFT, which takes `like`'s exponentials back, as doubles."""
-    if like.dtype is V32.dtype:
-        return lambda like: splat(1.0 / SHIFT32)
-    return lambda like: splat(1.0 / SHIFT64)
-
-
-@by_type
 def joined(like, low, high):
     """One vector of sums over both halves (of doubles there is only one)."""
     if like.dtype is V32.dtype:
@@ -173,7 +165,7 @@ def wide_cross_entropy(
     for i in range(first, last, most):
         z, count = pointer(logits, i * n), min(last - i, most)
         z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)
-        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, z, n, False)
+        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, z, n, False, True)
         store(values, 0, nonzero(kept, row_loss(z, m, z_t, d_hi, d_lo) * w))
         for b in range(count):
             result += item(values, b)
@@ -195,7 +187,7 @@ def wide_gradient(
     for i in range(first, last, most):
         z, g, count = pointer(logits, i * n), pointer(grad, i * n), min(last - i, most)
         z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)  # first: g may be z
-        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, g, n, True)
+        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, g, n, True, True)
         store(values, 0, nonzero(kept, row_loss(z, m, z_t, d_hi, d_lo) * w))
         hi, lo, g_t = rows_factors(g, n, i, count, targets, ignore_index, w * splat(factor), grad_losses, d_hi, d_lo)
         store(q_hi, 0, hi)
@@ -225,7 +217,7 @@ def streaming_gradient(
     for i in range(first, last):
         z, after, g = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(grad, (i - 1) * n)
         z_t, w, kept = rows_targets(z, n, i, 1, targets, given, ignore_index)
-        d_hi, d_lo, m_after = row_exp_between(z, n, m, e, True, after, i > first, g, scale_at, (e, hi, lo))
+        d_hi, d_lo, m_after = row_exp_between(z, n, m, e, True, True, after, i > first, g, scale_at, (e, hi, lo))
         if i > first:
             row_target_grad(g, n, targets, i - 1, ignore_index, lane(g_t, 0))
         loss = lane(nonzero(kept, row_loss(z, splat(np.float64(m)), z_t, d_hi, d_lo) * w), 0)
@@ -247,15 +239,16 @@ def rows_factors(
     e: Any, n: int, i: int, count: int, targets: Any, ignore_index: int, a: Any, grad_losses: Any, d_hi: Any, d_lo: Any
 ) -> Any:  # fmt: skip
     """For each row, in a vector's lanes: what its exponentials are to be multiplied with, as a pair; its target's gradient."""
-    zero, e_t = constant(e, 0.0, 0.0), splat(0.0)
+    zero = constant(e, 0.0, 0.0)
+    e_t = zero
     for b in range(count):
         t, _ = row_target(targets, i + b, ignore_index)
-        e_t = with_lane(e_t, b, np.float64(item(e, b * n + t)))
+        e_t = with_lane(e_t, b, item(e, b * n + t))
         if grad_losses.size:
             a = with_lane(a, b, lane(a, b) * grad_losses[i + b])
     q = ratio(e, a, *plus_one(d_hi, d_lo))
-    g_t = target_grad(q[0], e_t * unit(zero), d_hi, d_lo)
-    hi, lo = pair_from_doubles(zero, q, q)
+    g_t = target_grad(q[0], exponentials(e_t)[0], d_hi, d_lo)
+    hi, lo = multiplier(zero, q, q)
     return hi, lo, from_doubles(zero, g_t, g_t)
 
 
@@ -375,7 +368,7 @@ def narrow_cross_entropy(
             kept = kept_lanes(load(labels, b * step), n, ignore_index)
             m = load(maxima, b * step)
             ahead = shift(z, (i + most * step) * n)
-            d, e = tile_exp(tile, n, m, False, ahead, ahead)
+            d, e = tile_exp(tile, n, m, False, True, ahead, ahead)
             w0, w1 = lane_weights(i, rows, kept, targets, given, weights)
             l0, l1 = lane_losses(tile, m, load(z_t, b * step), d, e, kept, w0, w1)
             acc = acc + joined(m, l0, l1)
@@ -389,7 +382,7 @@ def narrow_gradient(
     logits: Any, labels_: Any, given: Any, ignore_index: int, grad_losses: Any, factor: float, losses: Any, grad: Any,
     first: int, last: int,
 ) -> float:  # fmt: skip
-    n, z, targets, out = logits.shape[1], pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0)
+    n, z, targets, to = logits.shape[1], pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0)
     upstream, scaled_rows, gradient = pointer(grad_losses, 0), grad_losses.size > 0, pointer(grad, 0)
     step, size, most = lanes(z), tile_size(z, n), tiles_together(n)
     tiles, weights, per_row = tile_room(z), _weight_room(splat(0.0)), losses.size > 0
@@ -403,7 +396,8 @@ def narrow_gradient(
         load_tiles(z, n, targets, start, last, count, tiles, size, maxima, z_t, labels)
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
-            d, e = tile_exp(tile, n, load(maxima, b * step), True, shift(z, (i + most * step) * n), shift(gradient, i * n))
+            ahead, out = shift(z, (i + most * step) * n), shift(gradient, i * n)
+            d, e = tile_exp(tile, n, load(maxima, b * step), True, True, ahead, out)
             store(sums, 32 * b, d[0])
             store(sums, 32 * b + 8, d[1])
             store(sums, 32 * b + 16, e[0])
@@ -418,17 +412,17 @@ def narrow_gradient(
             l0, l1 = lane_losses(tile, m, target, d, e, kept, w0, w1)
             acc = acc + joined(m, l0, l1)
             if per_row:
-                store_first(out, i, from_doubles(m, l0, l1), rows)
+                store_first(to, i, from_doubles(m, l0, l1), rows)
             if scaled_rows:
                 for r in range(step):
                     put(weights, r, item(upstream, i + r) if r < rows else 0.0)
                 w0, w1 = w0 * load(weights, 0), w1 * load(weights, step - 8)
             q0 = ratio(tile, w0 * splat(factor), *plus_one(d[0], d[1]))
             q1 = ratio(tile, w1 * splat(factor), *plus_one(e[0], e[1]))
-            e0, e1 = in_doubles(exp_shifted(*two_diff(target, m)))
-            g0 = target_grad(q0[0], e0 * unit(m), d[0], d[1])
-            g1 = target_grad(q1[0], e1 * unit(m), e[0], e[1])
-            q = pair_from_doubles(m, q0, q1)
+            e0, e1 = exponentials(exp_from(target, origin(m)))
+            g0 = target_grad(q0[0], e0, d[0], d[1])
+            g1 = target_grad(q1[0], e1, e[0], e[1])
+            q = multiplier(m, q0, q1)
             store(q_hi, b * step, q[0])
             store(q_lo, b * step, q[1])
             store(g_t, b * step, from_doubles(m, g0, g1))

@@ -20,16 +20,14 @@ import numpy as np
 from ._jit import DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
 from ._math import (
     SHIFT64,
+    exp_below,
     exp_pair,
-    exp_shifted,
     fast_two_sum,
     fold_pair,
     lane_add,
-    lane_start,
-    lane_sums,
     log1p_pair,
+    others,
     plus_one,
-    row_sum,
     two_diff,
     two_product,
     two_sum,
@@ -107,7 +105,7 @@ def gradient(like, a, e, b, d):
 def exponential(like, s, error):
     """exp(s + error), times 2**SHIFT, as a pair."""
     if like.dtype is V32.dtype:
-        return lambda like, s, error: (exp_shifted(s, splat(0.0)), splat(0.0))
+        return lambda like, s, error: (exp_below(s), splat(0.0))
     return lambda like, s, error: exp_pair(s, error)
 
 
@@ -190,8 +188,7 @@ def add_exponential(like, hi, lo, lost, value):
 def no_sums() -> Any:
     """Of exponentials in three parts, of weights as a pair, of losses less A * log1p(d) in two."""
     zero = splat(0.0)
-    hi, lo = lane_start(zero)
-    return hi, lo, zero, zero, zero, zero, zero
+    return splat(2.0 * SHIFT64), zero, zero, zero, zero, zero, zero
 
 
 @inline
@@ -236,7 +233,8 @@ def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any
         b = class_weights(z, t, j, n - j, rest, given)
         sums = add_classes(z, load_wide_first(z, j, n - j, -np.inf), m, b, given, e, e_lo, j, kept, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    return row_sum(hi, (lo + lost, splat(0.0))), fold_pair(a_hi, a_lo), total(x_hi + x_lo)
+    d_hi, d_lo = others(hi, lo + lost, splat(SHIFT64))
+    return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), fold_pair(a_hi, a_lo), total(x_hi + x_lo)
 
 
 @inline
@@ -309,7 +307,8 @@ def tile_sums(like: Any, n: int, m: Any, t: Any, uniform: Any, given: Any, e: An
         b = lane_class_weights(like, t, j, uniform, given)
         sums = add_classes(like, load(e, j * 8), m, b, given, e, e_lo, j * 8, True, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    return lane_sums(hi, (lo + lost, splat(0.0)))[0], fast_two_sum(a_hi, a_lo), x_hi + x_lo
+    d_hi, d_lo = two_sum(hi - splat(3.0 * SHIFT64), lo + lost)
+    return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
 
 
 @inline

@@ -10,10 +10,12 @@ from ._jit import FLAG, INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._math import (
     SHIFT32,
     SHIFT64,
-    exp_shifted,
+    exp_from,
     from_doubles,
     in_doubles,
     log1p_pair,
+    multiplier,
+    origin,
     pair_from_doubles,
     plus_one,
     ratio,
@@ -62,9 +64,9 @@ def softmax(logits, probs, n, streaming, first, last):
     maxima, q_hi, q_lo = vector_room(like), vector_room(like), vector_room(like)
     for i in range(first, last, most):
         p, count = pointer(probs, i * n), min(last - i, most)
-        _, d_hi, d_lo = rows_exp(pointer(logits, i * n), n, count, most, maxima, p, n, True)
+        _, d_hi, d_lo = rows_exp(pointer(logits, i * n), n, count, most, maxima, p, n, True, False)
         q = ratio(like, splat(1.0), *plus_one(d_hi, d_lo))
-        hi, lo = pair_from_doubles(zero, q, q)
+        hi, lo = multiplier(zero, q, q)
         store(q_hi, 0, hi)
         store(q_lo, 0, lo)
         for b in range(count):
@@ -79,9 +81,9 @@ def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) ->
     m, hi, lo = row_max(pointer(logits, first * n), n), zero, zero
     for i in range(first, last):
         z, after, p = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(probs, (i - 1) * n)
-        d_hi, d_lo, m = row_exp_between(z, n, m, e, True, after, i > first, p, scale_at, (e, hi, lo))
+        d_hi, d_lo, m = row_exp_between(z, n, m, e, True, False, after, i > first, p, scale_at, (e, hi, lo))
         q = ratio(e, splat(1.0), *plus_one(d_hi, d_lo))
-        hi, lo = pair_from_doubles(zero, q, q)
+        hi, lo = multiplier(zero, q, q)
     write_row(pointer(probs, (last - 1) * n), n, True, scale_at, (e, hi, lo))
     fence()
     keep_alive(scratch)
@@ -103,9 +105,9 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(probs, i * n)
-            d, e = tile_exp(tile, n, load(maxima, b * step), True, ahead, out)
+            d, e = tile_exp(tile, n, load(maxima, b * step), True, False, ahead, out)
             low, high = ratio(tile, splat(1.0), *plus_one(d[0], d[1])), ratio(tile, splat(1.0), *plus_one(e[0], e[1]))
-            q = pair_from_doubles(load(tile, 0), low, high)
+            q = multiplier(load(tile, 0), low, high)
             store(q_hi, b * step, q[0])
             store(q_lo, b * step, q[1])
         for b in range(count):
@@ -128,7 +130,7 @@ def log_softmax(logits, log_probs, n, streaming, first, last):
     most, maxima, logs = rows_together(like, n), vector_room(like), vector_room(like)
     for i in range(first, last, most):
         z, out, count = pointer(logits, i * n), pointer(log_probs, i * n), min(last - i, most)
-        _, d_hi, d_lo = rows_exp(z, n, count, most, maxima, z, n, False)
+        _, d_hi, d_lo = rows_exp(z, n, count, most, maxima, z, n, False, True)
         log = log1p_pair(like, d_hi, d_lo)
         store(logs, 0, pair_from_doubles(zero, log, log)[0])
         for b in range(count):
@@ -143,7 +145,7 @@ def streaming_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last:
         z, after = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n)
         before, out = shift(z, -n), pointer(log_probs, (i - 1) * n)
         d_hi, d_lo, m_after = row_exp_between(
-            z, n, m, z, False, after, i > first, out, subtract_at, (before, m_before, log)
+            z, n, m, z, False, True, after, i > first, out, subtract_at, (before, m_before, log)
         )  # fmt: skip
         value = log1p_pair(z, d_hi, d_lo)
         log, m_before, m = pair_from_doubles(zero, value, value)[0], splat(m), m_after
@@ -166,7 +168,7 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(log_probs, i * n)
-            d, e = tile_exp(tile, n, load(maxima, b * step), False, ahead, out)
+            d, e = tile_exp(tile, n, load(maxima, b * step), False, True, ahead, out)
             low, high = log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0]
             store(logs, b * step, from_doubles(load(tile, 0), low, high))
         for b in range(count):
@@ -187,7 +189,7 @@ def logsumexp(logits, lse, n, first, last):
             load_tile(pointer(logits, i * n), n, rows, tile)
             m = tile_max(tile, n)
             ahead = pointer(logits, (i + step) * n)
-            a, b = tile_exp(tile, n, m, False, ahead, ahead)
+            a, b = tile_exp(tile, n, m, False, True, ahead, ahead)
             m0, m1 = in_doubles(m)
             value = from_doubles(m, shifted_log(tile, m0, a[0], a[1]), shifted_log(tile, m1, b[0], b[1]))
             store_first(pointer(lse, 0), i, value, rows)
@@ -197,7 +199,7 @@ def logsumexp(logits, lse, n, first, last):
         for i in range(first, last, most):
             count = min(last - i, most)
             row = shift(z, i * n)
-            m, d_hi, d_lo = rows_exp(row, n, count, most, maxima, row, n, False)
+            m, d_hi, d_lo = rows_exp(row, n, count, most, maxima, row, n, False, True)
             value = shifted_log(z, m, d_hi, d_lo)
             store_first(pointer(lse, 0), i, from_doubles(zero, value, value), count)
     for i in range(first, last):  # an infinite maximum is the result, as in SciPy and torch, unless there is a NaN
@@ -220,10 +222,11 @@ def shifted_log(like: Any, m: Any, d_hi: Any, d_lo: Any) -> Any:
 
 @signature(VECTOR_IN, VECTOR_OUT)
 def exp(x, out):
-    """The exponential that all kernels use, for x <= 0: there to be tested."""
+    """The exponential that all kernels use, for x <= 0, left multiplied by TOP / SHIFT: there to be tested."""
     step = lanes(pointer(x, 0))
     unit = constant(pointer(x, 0), 1.0 / SHIFT32, 1.0 / SHIFT64)
     zero = constant(pointer(x, 0), 0.0, 0.0)
+    base = origin(zero)
     for j in range(0, x.size, step):
-        value = exp_shifted(load_first(pointer(x, 0), j, x.size - j, zero), zero)
+        value = exp_from(load_first(pointer(x, 0), j, x.size - j, zero), base)
         store_first(pointer(out, 0), j, value * unit, x.size - j)
