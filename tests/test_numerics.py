@@ -134,6 +134,18 @@ def test_worst_element(name, maker, n_rows, n_classes, operation, dtype, rng, pe
     assert_ulps(result, truth, EXACT, label=f"{operation} of {name}")
 
 
+@pytest.mark.parametrize("n_classes", [10, 70])
+def test_maxima_of_every_size(n_classes, dtype, rng):
+    """Of small ones the remainder is subtracted, of large ones the maximum; beyond 1e6 (float32) the first way has no digits."""
+    for size in (300.0, 511.0, 513.0, 2047.0, 2049.0, 1e5, 1e6, 1e7, 1e9 if dtype == np.float32 else 1e15):
+        for sign in (1, -1):
+            logits = (sign * size + 10 * rng.standard_normal((40, n_classes))).astype(dtype)
+            targets = rng.integers(0, n_classes, 40)
+            for operation in ("softmax", "log_softmax", "loss", "gradient"):
+                label = f"{operation}, maximum near {sign * size}"
+                assert_ulps(OURS[operation](logits, targets), TRUTH[operation](logits, targets), EXACT, label=label)
+
+
 @on_every_input
 def test_worst_element_with_smoothing_and_weights(name, maker, n_rows, n_classes, dtype, rng, worst_ulps):
     logits, targets = maker(rng, dtype, n_rows, n_classes)
