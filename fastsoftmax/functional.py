@@ -45,10 +45,10 @@ _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identi
 _SMALL, _SHORT = 1 << 16, 1 << 16
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17  # how many, and elements of one, 1 to 40 us, or 16 rows: they overlap
-# Bytes of output, of a row, from which results go past the caches, where what is read then stays (softmax, 1024 x 1000,
-# float64: 0.69 -> 0.57 ms, and 0.95 -> 0.86 with a pass after it that reads the result; from 12 MiB on it wins for every kernel
-# and number of threads).
-_STREAM, _STREAM_ROW = 7 << 20, 1 << 12
+# Bytes of output, and of a row of all arrays, from which results go past the caches, where what is read then stays (softmax,
+# 1024 x 1000, float64: 0.69 -> 0.57 ms, 0.95 -> 0.86 with a pass after it that reads the result; shorter rows gain less than
+# the scratch costs: 16384 x 1024, float32, 8.4 -> 9.9 ms).
+_STREAM, _STREAM_ROW = 7 << 20, 12 << 10
 
 
 @lru_cache(maxsize=256)  # 0.7 us, a tenth of a call on 128 x 100
@@ -85,8 +85,8 @@ def _sum_over_rows(kernel: Callable[..., float], arguments: tuple[Any, ...], sha
     return sum_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape), work * _COST)
 
 
-def _streams(out: Array, n_classes: int) -> bool:
-    return out.nbytes >= _STREAM and n_classes * out.itemsize >= _STREAM_ROW
+def _streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:
+    return out.nbytes >= _STREAM and n_arrays * n_classes * out.itemsize >= _STREAM_ROW
 
 
 def _strips_together(strips: int, nbytes: int) -> int:
@@ -296,7 +296,7 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
     ):  # fmt: skip
         return None
     grad_logits, n_classes, kernel = np.empty_like(grad) if out is None else out, shape[-1], KERNELS[name][grad.dtype]
-    streaming = _streams(grad_logits, n_classes) and grad_logits is not grad and grad_logits is not result
+    streaming = _streams(grad_logits, n_classes, 3) and grad_logits is not grad and grad_logits is not result
     try:
         _over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
     except TypeError:  # of two dtypes, not C-contiguous, not aligned, ...
@@ -319,7 +319,7 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     g_rows, y_rows = (_arrays.to_rows(a, axes, n_classes, dtype) for a in (g, y))
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
-    streaming = _streams(target, n_classes) and not _arrays.overlaps(target, g_rows, y_rows)
+    streaming = _streams(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
     _over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape)
     if not direct:
         _arrays.fill(grad_logits, _arrays.from_rows(target, y.shape, axes))

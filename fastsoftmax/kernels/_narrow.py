@@ -52,7 +52,7 @@ def tiles_together(n: int) -> int:
 def aligned(scratch: Any) -> Any:
     """The first address of a whole vector in an array that has room for one more."""
     p = pointer(scratch, 0)
-    return shift(p, (lanes(p) - misalignment(p)) % lanes(p))
+    return shift(p, (lanes(p) - misalignment(p, 1)) % lanes(p))
 
 
 @inline

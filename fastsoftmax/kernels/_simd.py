@@ -198,15 +198,16 @@ def shift(typingctx: Any, p: Any, k: Any) -> Any:
 
 
 @intrinsic
-def misalignment(typingctx: Any, p: Any) -> Any:
-    """How many elements p lies after an address that is a multiple of a whole vector (64 bytes)."""
+def misalignment(typingctx: Any, p: Any, vectors: Any) -> Any:
+    """How many elements p lies after an address that is a multiple of so many whole vectors (64 bytes), a power of two."""
     size = _BITS[p.dtype][0] // 8
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        offset = builder.and_(builder.ptrtoint(args[0], _I64), ir.Constant(_I64, 63))
+        last = builder.sub(builder.mul(args[1], ir.Constant(_I64, 64)), ir.Constant(_I64, 1))
+        offset = builder.and_(builder.ptrtoint(args[0], _I64), last)
         return builder.udiv(offset, ir.Constant(_I64, size))
 
-    return types.int64(p), codegen
+    return types.int64(p, types.int64), codegen
 
 
 @intrinsic

@@ -415,7 +415,7 @@ def thin_product(x, n_rows, n_in, turned, row, n_out, biased, bias, relu, out, n
 def thin_spread(grad_out, n_rows, n_out, turned, row, n_in, out, streaming):
     """out = grad_out @ weight.T from `turn_weight`'s copy, all columns of a few rows before the next ones; all are pointers."""
     step = lanes(out)
-    head = (step - misalignment(out)) % step if streaming else 0
+    head = (step - misalignment(out, 1)) % step if streaming else 0
     for i in range(0, n_rows, ROWS):
         rows, g, to = min(ROWS, n_rows - i), shift(grad_out, i * n_out), shift(out, i * n_in)
         j = 0

@@ -61,9 +61,11 @@ from ._simd import (
     with_lane,
 )  # fmt: skip
 from ._wide import (
+    PAGE,
     row_exp_between,
     row_exp_looking,
     row_max,
+    row_room,
     row_scale,
     rows_exp,
     rows_together,
@@ -211,8 +213,8 @@ def streaming_gradient(
 ) -> float:  # fmt: skip
     """The same past the cache."""
     n, targets, out = logits.shape[1], pointer(labels, 0), pointer(losses, 0)
-    scratch, zero = np.empty(n, logits.dtype), constant(pointer(logits, 0), 0.0, 0.0)
-    e, m, hi, lo, g_t = pointer(scratch, 0), row_max(pointer(logits, first * n), n), zero, zero, zero
+    scratch, zero = np.empty(n + PAGE * lanes(pointer(logits, 0)), logits.dtype), constant(pointer(logits, 0), 0.0, 0.0)
+    e, m, hi, lo, g_t = row_room(scratch, pointer(logits, 0)), row_max(pointer(logits, first * n), n), zero, zero, zero
     result = 0.0
     for i in range(first, last):
         z, after, g = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(grad, (i - 1) * n)

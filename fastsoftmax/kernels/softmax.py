@@ -37,8 +37,10 @@ from ._simd import (
     store_first,
 )  # fmt: skip
 from ._wide import (
+    PAGE,
     row_exp_between,
     row_max,
+    row_room,
     row_scale,
     row_subtract,
     rows_exp,
@@ -76,8 +78,8 @@ def softmax(logits, probs, n, streaming, first, last):
 
 @inline
 def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> None:
-    scratch = np.empty(n, logits.dtype)
-    e, zero = pointer(scratch, 0), constant(pointer(logits, 0), 0.0, 0.0)
+    scratch = np.empty(n + PAGE * lanes(pointer(logits, 0)), logits.dtype)
+    e, zero = row_room(scratch, pointer(logits, 0)), constant(pointer(logits, 0), 0.0, 0.0)
     m, hi, lo = row_max(pointer(logits, first * n), n), zero, zero
     for i in range(first, last):
         z, after, p = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(probs, (i - 1) * n)
