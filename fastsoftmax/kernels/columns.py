@@ -52,8 +52,14 @@ from ._simd import (
 from ._wide import BLOCK, scaled
 
 _STRIPS = 16  # side by side: runs of 1 KiB (32000 x 256, float32: 4.2 ms, 10.5 in runs of 512 bytes)
+_COLUMNS = 256  # no more columns than these are all taken side by side (32000 x 256, float64: 32 -> 18 ms, more gain nothing)
 _AHEAD = 8  # rows ahead of the work that memory is asked for (the same: 4.2 ms, 6.6 two rows ahead)
 _HALVES = 16  # doubles beside each vector of a strip: its lanes in twice the precision
+
+
+@inline
+def side_by_side(z: Any, strips: int) -> int:
+    return strips if strips * lanes(z) <= _COLUMNS else _STRIPS
 
 
 @inline
@@ -86,14 +92,14 @@ def columns_max(z: Any, n: int, inner: int, width: int, maxima: Any) -> None:
 
 @inline
 def columns_exp(
-    z: Any, n: int, inner: int, width: int, maxima: Any, bases: Any, e: Any, keep: bool, exact: bool, hi: Any, lo: Any,
-    low: Any,
+    z: Any, n: int, inner: int, width: int, run: int, maxima: Any, bases: Any, e: Any, keep: bool, exact: bool, hi: Any,
+    lo: Any, low: Any,
 ) -> None:  # fmt: skip
     """The exponentials, if they are to be kept, and their sums: class j adds to sum j % lanes, as in a row's lanes.
 
-    `bases` has room for four vectors a strip.
+    `bases` has room for four vectors a strip; sums lie `run` apart.
     """
-    step, run = lanes(z), _STRIPS * lanes(z)
+    step = lanes(z)
     one, zero = lane_start(z)
     for c in range(0, width, step):
         offset, zero_k, rest, least = origin(load(maxima, c))
@@ -101,7 +107,7 @@ def columns_exp(
         store(bases, run + c, zero_k)
         store(bases, 2 * run + c, rest)
         store(bases, 3 * run + c, least)
-    for k in range(step * _STRIPS):
+    for k in range(run):
         store(hi, k * step, one)
         store(lo, k * step, zero)
         store(low, k * _HALVES, splat(0.0))
@@ -132,19 +138,19 @@ def columns_exp(
 
 
 @by_type
-def columns_sum(hi, low):
+def columns_sum(hi, low, run):
     """d of one strip's columns: two pairs of double vectors, see `lane_sums`. The same tree as `row_sum`'s."""
     if hi.dtype is V32.dtype:
 
-        def floats(hi, low):
+        def floats(hi, low, run):
             a, b = splat(-33.0 * TOP32), splat(-33.0 * TOP32)
             for lane in range(16):
-                x, y = widen(load(hi, lane * _STRIPS * 16))
+                x, y = widen(load(hi, lane * run))
                 a, b = a + x, b + y
             half = 8
             while half:
                 for lane in range(half):
-                    p, q = lane * _STRIPS * _HALVES, (lane + half) * _STRIPS * _HALVES
+                    p, q = lane * run, (lane + half) * run
                     store(low, p, load(low, p) + load(low, q))
                     store(low, p + 8, load(low, p + 8) + load(low, q + 8))
                 half //= 2
@@ -153,9 +159,9 @@ def columns_sum(hi, low):
 
         return floats
 
-    def doubles(hi, low):
+    def doubles(hi, low, run):
         for lane in range(8):
-            p, q = lane * _STRIPS * 8, lane * _STRIPS * _HALVES
+            p, q = lane * run, 2 * lane * run
             s, error = two_diff(load(hi, p), splat(2.0 * TOP64))
             s, lo = fast_two_sum(s, error + (load(low, q) + load(low, q + 8)))
             store(hi, p, s)
@@ -163,7 +169,7 @@ def columns_sum(hi, low):
         half = 4
         while half:
             for lane in range(half):
-                p, q = lane * _STRIPS * 8, (lane + half) * _STRIPS * 8
+                p, q = lane * run, (lane + half) * run
                 s, error = two_sum(load(hi, p), load(hi, q))
                 s, lo = fast_two_sum(s, error + (load(low, 2 * p) + load(low, 2 * q)))
                 store(hi, p, s)
@@ -179,18 +185,20 @@ def columns_sum(hi, low):
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX)
 def softmax_columns(logits, probs, n, inner, first, last):
     step = lanes(pointer(logits, 0))
-    run, strips = _STRIPS * step, (inner + step - 1) // step
-    scratch, doubles = np.empty((max(NARROW, (2 * step + 7) * _STRIPS) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    strips = (inner + step - 1) // step
+    most = side_by_side(pointer(logits, 0), strips)
+    run = most * step
+    scratch, doubles = np.empty((max(NARROW, (2 * step + 7) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
     if n >= NARROW:
-        doubles = np.empty(_STRIPS * step * _HALVES, np.float64)
+        doubles = np.empty(run * _HALVES, np.float64)
     low = pointer(doubles, 0)
     hi, lo, maxima = tile, shift(tile, run * step), shift(tile, 2 * run * step)
     q_hi, q_lo, bases = shift(maxima, run), shift(maxima, 2 * run), shift(maxima, 3 * run)
     k = first
     while k < last:
         column = k % strips * step
-        where, count = k // strips * n * inner + column, min(_STRIPS, last - k, strips - k % strips)
+        where, count = k // strips * n * inner + column, min(most, last - k, strips - k % strips)
         width = min(count * step, inner - column)
         z, out = pointer(logits, where), pointer(probs, where)
         k += count
@@ -204,9 +212,9 @@ def softmax_columns(logits, probs, n, inner, first, last):
                     put_first(out, j * inner + c, scaled(load(tile, j * step), q[0], q[1]), width - c)
         else:
             columns_max(z, n, inner, width, maxima)
-            columns_exp(z, n, inner, width, maxima, bases, out, True, False, hi, lo, low)
+            columns_exp(z, n, inner, width, run, maxima, bases, out, True, False, hi, lo, low)
             for c in range(0, width, step):
-                d, e = columns_sum(shift(hi, c), shift(low, c // step * _HALVES))
+                d, e = columns_sum(shift(hi, c), shift(low, c // step * _HALVES), run)
                 low_, high = ratio(hi, splat(1.0), *plus_one(d[0], d[1])), ratio(hi, splat(1.0), *plus_one(e[0], e[1]))
                 q = multiplier(load(hi, 0), low_, high)
                 store(q_hi, c, q[0])
@@ -223,18 +231,20 @@ def softmax_columns(logits, probs, n, inner, first, last):
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX)
 def log_softmax_columns(logits, log_probs, n, inner, first, last):
     step = lanes(pointer(logits, 0))
-    run, strips = _STRIPS * step, (inner + step - 1) // step
-    scratch, doubles = np.empty((max(NARROW, (2 * step + 6) * _STRIPS) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    strips = (inner + step - 1) // step
+    most = side_by_side(pointer(logits, 0), strips)
+    run = most * step
+    scratch, doubles = np.empty((max(NARROW, (2 * step + 6) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
     if n >= NARROW:
-        doubles = np.empty(_STRIPS * step * _HALVES, np.float64)
+        doubles = np.empty(run * _HALVES, np.float64)
     low = pointer(doubles, 0)
     hi, lo, maxima, logs = tile, shift(tile, run * step), shift(tile, 2 * run * step), shift(tile, run * (2 * step + 1))
     bases = shift(logs, run)
     k = first
     while k < last:
         column = k % strips * step
-        where, count = k // strips * n * inner + column, min(_STRIPS, last - k, strips - k % strips)
+        where, count = k // strips * n * inner + column, min(most, last - k, strips - k % strips)
         width = min(count * step, inner - column)
         z, out = pointer(logits, where), pointer(log_probs, where)
         k += count
@@ -248,9 +258,9 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
                     put_first(out, j * inner + c, (load(tile, j * step) - m) - log, width - c)
         else:
             columns_max(z, n, inner, width, maxima)
-            columns_exp(z, n, inner, width, maxima, bases, out, False, True, hi, lo, low)
+            columns_exp(z, n, inner, width, run, maxima, bases, out, False, True, hi, lo, low)
             for c in range(0, width, step):
-                d, e = columns_sum(shift(hi, c), shift(low, c // step * _HALVES))
+                d, e = columns_sum(shift(hi, c), shift(low, c // step * _HALVES), run)
                 store(logs, c, from_doubles(load(hi, 0), log1p_pair(hi, d[0], d[1])[0], log1p_pair(hi, e[0], e[1])[0]))
             for j in range(n):
                 for c in range(0, width, step):
