@@ -40,10 +40,10 @@ _NONE = {dtype: np.empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identity: another 0 only takes the long way
 
 # Where a second thread begins to pay if it is awake, in elements of the rows; and where a row takes exponentials and the call
-# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; in float32 nothing is gained, and backward passes of that
-# size would lose).
-_SMALL, _SHORT = 1 << 16, 1 << 16
+# is short otherwise, in bytes (128 x 100: 7.5 -> 6.0 us, float64 12.3 -> 8.6; backward passes of that size would lose).
+_SMALL, _SHORT = 1 << 16, 48 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
+_RUN = 16  # strips down columns, see `_strips_together`
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17  # how many, and elements of one, 1 to 40 us, or 16 rows: they overlap
 # Bytes of output, and of a row of all arrays, from which results go past the caches, where what is read then stays (softmax,
 # 1024 x 1000, float64: 0.69 -> 0.57 ms, 0.95 -> 0.86 with a pass after it that reads the result; shorter rows gain less than
@@ -70,7 +70,7 @@ def _over_rows(
     """Run ``kernel(*arguments, first, last, job)`` over the rows, in chunks of a multiple of `least` rows."""
     n_rows, n_columns = shape
     work = n_rows * n_columns
-    if work <= small or threads_now() == 1:
+    if work <= small or n_rows <= least or threads_now() == 1:
         kernel(*arguments, 0, n_rows, work > _SMALL)  # True: without the GIL
     else:
         run_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape, least), work * _COST)
@@ -89,9 +89,9 @@ def _streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:
     return out.nbytes >= _STREAM and n_arrays * n_classes * out.itemsize >= _STREAM_ROW
 
 
-def _strips_together(strips: int, nbytes: int) -> int:
-    """Strips of 64 bytes: runs of 1 KiB in memory; in caches of 512 bytes where there would be nothing for a second thread."""
-    return 16 if nbytes >= _STREAM else min(16, max(8, strips // 2))
+def _strips_together(strips: int) -> int:
+    """Strips of 64 bytes: runs of 1 KiB in memory; of less two threads hinder each other (1000 x 256, float32: 129 us, 240)."""
+    return _RUN if strips >= 2 * _RUN else strips
 
 
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         kernel = KERNELS[name + "_columns"][dtype]
         strip = 64 // x.itemsize  # columns that kernels take together
         strips = x.size // (n_classes * inner) * -(-inner // strip)
-        shape, least = (strips, strip * n_classes), _strips_together(strips, x.nbytes)
+        shape, least = (strips, strip * n_classes), _strips_together(strips)
         _over_rows(kernel, (x, result, n_classes, inner), shape, least)
         return result
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
@@ -145,11 +145,11 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
         return None
     result = np.empty_like(logits) if out is None else out
     try:
-        if logits.nbytes <= _SHORT:
+        if logits.nbytes <= _SHORT or (how and n_rows < 2 * _RUN and size <= _SMALL):
             kernel(logits, result, n_classes, how, 0, n_rows, 0)
         else:
             if how:
-                shape, least = (n_rows, size // n_rows), _strips_together(n_rows, logits.nbytes)
+                shape, least = (n_rows, size // n_rows), _strips_together(n_rows)
             else:
                 shape, least, how = (n_rows, n_classes), 1, _streams(result, n_classes) and result is not logits
             _over_rows(kernel, (logits, result, n_classes, how), shape, least, 0)

@@ -136,7 +136,7 @@ def test_worst_element(name, maker, n_rows, n_classes, operation, dtype, rng, pe
 
 @pytest.mark.parametrize("n_classes", [10, 70])
 def test_maxima_of_every_size(n_classes, dtype, rng):
-    """Of small ones the remainder is subtracted, of large ones the maximum; beyond 1e6 (float32) the first way has no digits."""
+    """Of small ones the remainder is subtracted, of large ones the maximum; beyond 1e6 (float32) only the second is exact."""
     for size in (300.0, 511.0, 513.0, 2047.0, 2049.0, 1e5, 1e6, 1e7, 1e9 if dtype == np.float32 else 1e15):
         for sign in (1, -1):
             logits = (sign * size + 10 * rng.standard_normal((40, n_classes))).astype(dtype)
@@ -163,6 +163,20 @@ def test_worst_element_with_smoothing_and_weights(name, maker, n_rows, n_classes
         row["fastsoftmax"] = max(row["fastsoftmax"], *worst(losses, true_losses), *worst(grad, true_grad, scale))
         assert_ulps(losses, true_losses, WEIGHTED, label=f"loss of {name}, {sorted(options)}")
         assert_ulps(grad, true_grad, WEIGHTED, scale=scale, label=f"gradient of {name}, {sorted(options)}")
+
+
+def test_the_table_of_exponentials(dtype):
+    """Eight numbers as far apart as 2**(1/8) to a twentieth of an ulp; what the sums and `exp_below` ask of the first."""
+    mpmath = pytest.importorskip("mpmath")
+    from fastsoftmax.kernels import _math
+
+    table, bits = (_math._EIGHTHS32, 24) if dtype == np.float32 else (_math._EIGHTHS64, 53)
+    with mpmath.workprec(120):
+        errors = [t / (table[0] * mpmath.mpf(2) ** (mpmath.mpf(i) / 8)) - 1 for i, t in enumerate(table)]
+        assert (max(errors) - min(errors)) / 2 < 0.05 * mpmath.mpf(2) ** -bits
+    assert all(dtype.type(t) == t for t in table)
+    assert dtype.type(3 * table[0]) == 3 * table[0]
+    assert dtype.type(table[0]) * dtype.type(1 / table[0]) == 1
 
 
 def test_exponentials_in_pairs(rng):
