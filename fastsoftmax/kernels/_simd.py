@@ -509,11 +509,7 @@ def root(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def polynomial(typingctx: Any, x: Any, for_float32: Any, for_float64: Any) -> Any:
-    """The polynomial with these coefficients, lowest power first, by Estrin's scheme.
-
-    Half the latency of Horner's rule, and it is latency that bounds the exponential: its 35 operations fill the window in
-    which the CPU finds independent work (Zen 5: float64 0.53 -> 0.48 ns an element).
-    """
+    """The polynomial with these coefficients, lowest power first, by Estrin's scheme: half the latency of Horner's rule."""
     which, coefficients = (1, for_float32) if x.dtype is types.float32 else (2, for_float64)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -534,9 +530,7 @@ def polynomial(typingctx: Any, x: Any, for_float32: Any, for_float64: Any) -> An
 
 @intrinsic
 def horner(typingctx: Any, x: Any, for_float32: Any, for_float64: Any) -> Any:
-    """The same by Horner's rule, where operations bound and not latency: 4 operations less of 12 (Zen 4, exponentials of
-    float64: 0.54 -> 0.50 ns an element).
-    """
+    """The same by Horner's rule, with fewer operations (Zen 4, exponentials of float64: 0.54 -> 0.50 ns an element)."""
     which, coefficients = (1, for_float32) if x.dtype is types.float32 else (2, for_float64)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
