@@ -16,12 +16,12 @@ from ._jit import by_type, inline
 from ._simd import (
     V32,
     constant,
+    eighth,
     exact_fma,
     fma,
     horner,
     narrow,
     polynomial,
-    pow2,
     power_of_two,
     rotate_half,
     select,
@@ -398,39 +398,45 @@ def ratio(like, a, s_hi, s_lo):
 
 
 # ---- exp in twice the precision of doubles, for gradients that all but cancel ------------------------------------------
-# ln 2 in three: the first two times any k that occurs are exact
-_LN2_1, _LN2_2, _LN2_3 = 0.6931471803691238, 1.9082149292702925e-10, 2.953162033771554e-23
-_T = tuple(1.0 / factorial(k) for k in range(6, 18))
-_6TH_LO, _24TH_LO, _120TH_LO = (float(Fraction(1, n) - Fraction(1.0 / n)) for n in (6, 24, 120))  # less their doubles
-
-
-@inline
-def _times_plus(r: Any, r_lo: Any, a: Any, a_lo: Any, c: float, c_lo: float) -> Any:
-    """c + r * a of pairs, where c is the larger; the parts of the result may overlap by a few bits."""
-    p, error = two_product(r, a)
-    s, rest = fast_two_sum(splat(c), p)
-    return s, rest + (fma(r, a_lo, fma(r_lo, a, error)) + splat(c_lo))
+# ln(2)/8 in three: the first two times any k that occurs are exact
+_EIGHTH_1, _EIGHTH_2, _EIGHTH_3 = _EIGHTH_HI64, 2.0582436978583079e-13, 3.827300920023315e-25
+# 2**(i/8), i = 0..7, and what is missing, as a part of it
+_ROOTS = (
+    1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.4142135623730951, 1.5422108254079407,
+    1.681792830507429, 1.8340080864093424,
+)  # fmt: skip
+_ROOTS_LO = (
+    0.0, -2.7939114859515733e-17, 3.3484623336251524e-17, 1.9572585293112036e-17, -6.835808657661922e-17,
+    5.1548301170786783e-17, 4.875160526227062e-17, 1.790126907604513e-17,
+)  # fmt: skip
+_T = tuple(1.0 / factorial(k) for k in range(4, 12))
+_6TH_LO = float(Fraction(1, 6) - Fraction(1.0 / 6.0))  # less its double
 
 
 @inline
 def exp_pair(s: Any, lo: Any) -> Any:
-    """exp(s + lo) * 2**SHIFT for double vectors s <= 0, as a pair within 2**-69; its low part fades below exp = 1e-290."""
-    k = fma(s, splat(_LOG2E), splat(1.5 * 2**52)) - splat(1.5 * 2**52)
-    r, error = two_diff(fma(k, splat(-_LN2_1), s), k * splat(_LN2_2))
-    r, r_lo = fast_two_sum(r, error + (lo - k * splat(_LN2_3)))
-    # expm1(r) = r + r^2 (1/2 + r (1/6 + r (1/24 + r (1/120 + r T(r))))), each step but the first in pairs: the chain of
-    # high parts is two operations a step
-    a, a_lo = fast_two_sum(splat(1.0 / 120.0), r * polynomial(r, _T, _T))
-    a, a_lo = _times_plus(r, r_lo, a, a_lo + splat(_120TH_LO), 1.0 / 24.0, _24TH_LO)
-    a, a_lo = _times_plus(r, r_lo, a, a_lo, 1.0 / 6.0, _6TH_LO)
-    a, a_lo = _times_plus(r, r_lo, a, a_lo, 0.5, 0.0)
+    """exp(s + lo) * 2**SHIFT for double vectors s <= 0, as a pair within 2**-74.
+
+    The low part is an ulp of the high one at most, and fades below exp = 1e-290.
+    """
+    t = fma(s, splat(8.0 * _LOG2E), splat(_ZERO64))
+    k = t - splat(_ZERO64)
+    r, error = two_diff(fma(k, splat(-_EIGHTH_1), s), k * splat(_EIGHTH_2))
+    r, r_lo = fast_two_sum(r, error + (lo - k * splat(_EIGHTH_3)))
+    # expm1(r) = r + r^2 (1/2 + r (1/6 + r T(r))), in pairs but for T; then 2^(k/8) times one more
+    a, a_lo = fast_two_sum(splat(1.0 / 6.0), r * polynomial(r, _T, _T))
+    p, error = two_product(r, a)
+    b, b_lo = fast_two_sum(splat(0.5), p)
+    b_lo = b_lo + fma(r, a_lo + splat(_6TH_LO), fma(r_lo, a, error))
     w, w_lo = two_product(r, r)
     w_lo = fma(r + r, r_lo, w_lo)
-    p, p_lo = two_product(w, a)
+    p, error = two_product(w, b)
     y, y_lo = fast_two_sum(r, p)
-    y_lo = y_lo + (r_lo + fma(w, a_lo, fma(w_lo, a, p_lo)))
-    p, p_lo = fast_two_sum(splat(1.0), y)
-    p, p_lo = fast_two_sum(p, p_lo + y_lo)
-    power = pow2(k + splat(_ROUND64 + (1023 + 256)))
+    y_lo = y_lo + (r_lo + fma(w, b_lo, fma(w_lo, b, error)))
+    power, missing = power_of_two(t, _ROOTS, _ROOTS), eighth(t, _ROOTS_LO)
+    y_lo = y_lo + fma(missing, y, missing)
+    p, error = two_product(power, y)
+    value, rest = fast_two_sum(power, p)
+    rest = rest + fma(power, y_lo, error)
     outside, zero = s < splat(_LEAST64), splat(0.0)
-    return select(outside, zero, p * power), select(outside, zero, p_lo * power)
+    return select(outside, zero, value), select(outside, zero, rest)

@@ -616,20 +616,6 @@ def rotate_half(typingctx: Any, value: Any, width: Any) -> Any:
 
 
 @intrinsic
-def pow2(typingctx: Any, t: Any) -> Any:
-    """2**k from the low bits of t, where the biased exponent was left by adding a magic number."""
-    width, mantissa = _BITS[t.dtype]
-    integers = ir.VectorType(ir.IntType(width), t.lanes)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[0], integers)
-        by = ir.Constant(integers, [mantissa] * t.lanes)
-        return builder.bitcast(builder.shl(bits, by), t.llvm)
-
-    return t(t), codegen
-
-
-@intrinsic
 def power_of_two(typingctx: Any, t: Any, for_float32: Any, for_float64: Any) -> Any:
     """eighths[k % 8] * 2**(k // 8), for the integer k in the low bits of t and a table of eight numbers within [1, 2)."""
     which = 1 if t.dtype is types.float32 else 2
@@ -649,6 +635,18 @@ def power_of_two(typingctx: Any, t: Any, for_float32: Any, for_float64: Any) -> 
         return builder.bitcast(builder.add(found, shifted), t.llvm)
 
     return t(t, for_float32, for_float64), codegen
+
+
+@intrinsic
+def eighth(typingctx: Any, t: Any, table: Any) -> Any:
+    """table[k % 8] of doubles, for the integer k in the low bits of t."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.VectorType(_I64, t.lanes))
+        entries = [builder.bitcast(builder.extract_value(args[1], i), _I64) for i in range(8)]
+        return builder.bitcast(_lookup(builder, entries, bits), t.llvm)
+
+    return t(t, table), codegen
 
 
 def _lookup(builder: Any, table: list[Any], index: Any) -> Any:
