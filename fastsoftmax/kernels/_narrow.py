@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._jit import inline
-from ._math import exp_from, lane_add, lane_start, lane_sums, low_add, low_moved, low_start, origin
+from ._math import exp_from, lane_add, lane_start, lane_sums, low_add, low_moved, low_moved_early, low_start, origin
 from ._simd import (
     constant,
     lanes,
@@ -119,9 +119,11 @@ def tile_exp(tile: Any, n: int, m: Any, keep: bool, exact: bool, ahead: Any, out
             store(p, 2 * step, c)
             store(p, 3 * step, d)
         hi, lo = lane_add(hi, lo, a)
+        low, lo = low_moved_early(low, lo, exact)
         hi, lo = lane_add(hi, lo, b)
         low, lo = low_moved(low, lo, exact)
         hi, lo = lane_add(hi, lo, c)
+        low, lo = low_moved_early(low, lo, exact)
         hi, lo = lane_add(hi, lo, d)
         low, lo = low_moved(low, lo, exact)
         j += 4
@@ -132,5 +134,6 @@ def tile_exp(tile: Any, n: int, m: Any, keep: bool, exact: bool, ahead: Any, out
         if keep:
             store(tile, j * step, a)
         hi, lo = lane_add(hi, lo, a)
+        low, lo = low_moved_early(low, lo, exact)
         j += 1
     return lane_sums(hi, low_add(low, lo))
