@@ -112,8 +112,8 @@ def columns_exp(
         store(lo, k * step, zero)
         store(low, k * _HALVES, splat(0.0))
         store(low, k * _HALVES + 8, splat(0.0))
-    for start in range(0, n, BLOCK * step):
-        for j in range(start, min(n, start + BLOCK * step)):
+    for start in range(0, n, BLOCK):
+        for j in range(start, min(n, start + BLOCK)):
             for c in range(0, width, step):
                 prefetch(z, (j + _AHEAD) * inner + c)
                 base = load(bases, c), load(bases, run + c), load(bases, 2 * run + c), load(bases, 3 * run + c)
@@ -125,7 +125,7 @@ def columns_exp(
                 a, b = lane_add(load(hi, at), load(lo, at), value)
                 store(hi, at, a)
                 store(lo, at, b)
-        if not exact and start + BLOCK * step < n:  # see `low_moved`
+        if not exact and start + BLOCK < n:  # see `low_moved`
             continue
         for lane in range(step):
             for c in range(0, width, step):
