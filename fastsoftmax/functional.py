@@ -145,7 +145,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
         return None
     result = np.empty_like(logits) if out is None else out
     try:
-        if logits.nbytes <= _SHORT or (how and n_rows < 2 * _RUN and size <= _SMALL):
+        if logits.nbytes <= _SHORT or (how and size <= _SMALL and _strips_together(n_rows) == n_rows):
             kernel(logits, result, n_classes, how, 0, n_rows, 0)
         else:
             if how:
