@@ -11,6 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 from guard_pages import COLUMNS, FEW, LARGE, ROWS
+from tolerance import assert_same_bits
 
 import fastsoftmax as fs
 from fastsoftmax.kernels import KERNELS, _narrow
@@ -131,6 +132,28 @@ def test_narrow_tiles_have_room():
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [64, 65, 100, 300, 1024])
+def test_streamed_rows_wherever_they_lie_in_a_page(n_classes, dtype, rng):
+    """How far the row before is written ahead depends on where it lies in its page: the same bits, nothing beyond."""
+    n_rows = 3
+    logits = rng.standard_normal((n_rows, n_classes)).astype(dtype)
+    labels, none = rng.integers(0, n_classes, n_rows), np.empty(0)
+    expected = {name: getattr(fs, name)(logits) for name in ("softmax", "log_softmax")}
+    expected["cross_entropy_with_grad"] = fs.cross_entropy_with_grad(logits, labels, reduction="sum")[1]
+    for at in range(0, 4096 // dtype.itemsize, 37):
+        room = np.full(logits.size + 8192 // dtype.itemsize, 7, dtype)
+        out = room[at : at + logits.size].reshape(logits.shape)
+        for name, arguments in {
+            "softmax": (logits, out, n_classes, True),
+            "log_softmax": (logits, out, n_classes, True),
+            "cross_entropy_with_grad": (logits, labels, none, none, -100, none, 1.0, 1.0, out[0, :0], out, True),
+        }.items():
+            KERNELS[name][dtype](*arguments, 0, n_rows, 0)
+            assert_same_bits(out, expected[name], label=f"{name}, {at} elements into the page")
+        assert (room[:at] == 7).all()
+        assert (room[at + logits.size :] == 7).all()
 
 
 @pytest.mark.parametrize("n_classes", [1, 2, 7, 8, 10, 15, 16, 17, 33, 63, 64, 65, 100])
