@@ -19,7 +19,6 @@ from ._math import (
     SHIFT32,
     SHIFT64,
     exp_from,
-    in_doubles,
     lane_add,
     lane_start,
     low_add,
@@ -136,29 +135,36 @@ def row_exp(z: Any, n: int, base: Any, e: Any, keep: bool, exact: bool, ahead: i
 
 
 @inline
-def rows_exp(
-    z: Any, n: int, count: int, most: int, maxima: Any, e: Any, apart: int, keep: bool, exact: bool
-) -> Any:  # fmt: skip
-    """The same for `count` rows, their exponentials `apart` from each other: (m, d as a pair), a row in each lane of doubles.
+def rows_max(z: Any, n: int, i: int, last: int, most: int) -> Any:
+    """The maxima of rows [i, min(i + most, last)), one in each lane; z is where row i begins.
 
-    `maxima` gets m as a number each. The next `most` rows are asked for.
+    To be called while the rows before wait for their sums and divisions: this waits for nothing (1024 x 1000, float32:
+    339 -> 320 us).
     """
     top = constant(z, 0.0, 0.0)
-    for b in range(count):
+    for b in range(min(last - i, most)):
         top = with_lane(top, b, row_max(shift(z, b * n), n))
+    return top
+
+
+@inline
+def rows_exp(z: Any, n: int, count: int, most: int, top: Any, e: Any, apart: int, keep: bool, exact: bool) -> Any:
+    """`row_exp` for `count` rows with the maxima `top`, their exponentials `apart` from each other: d, a row in each lane.
+
+    The next `most` rows are asked for.
+    """
     offset, zero_k, rest, least = origin(top)
     offsets, zeros, rests, leasts = vector_room(z), vector_room(z), vector_room(z), vector_room(z)
-    store(maxima, 0, top)
     store(offsets, 0, offset)
     store(zeros, 0, zero_k)
     store(rests, 0, rest)
     store(leasts, 0, least)
-    m, d_hi, d_lo = in_doubles(top)[0], splat(0.0), splat(0.0)
+    d_hi, d_lo = splat(0.0), splat(0.0)
     for b in range(count):
         base = splat(item(offsets, b)), splat(item(zeros, b)), splat(item(rests, b)), splat(item(leasts, b))
         d = row_exp(shift(z, b * n), n, base, shift(e, b * apart), keep, exact, most * n)
         d_hi, d_lo = with_lane(d_hi, b, lane(d[0], 0)), with_lane(d_lo, b, lane(d[1], 0))
-    return m, d_hi, d_lo
+    return d_hi, d_lo
 
 
 @by_type

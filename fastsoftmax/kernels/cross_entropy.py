@@ -68,6 +68,7 @@ from ._wide import (
     row_room,
     row_scale,
     rows_exp,
+    rows_max,
     rows_together,
     scale_at,
     scaled,
@@ -151,7 +152,6 @@ def wide_cross_entropy(
 ) -> float:  # fmt: skip
     n, targets, out, per_row = logits.shape[1], pointer(labels, 0), pointer(losses, 0), losses.size > 0
     most, values = rows_together(pointer(logits, 0), n), vector_room(splat(0.0))
-    maxima = vector_room(pointer(logits, 0))
     result = 0.0
     if most == 1:
         m = row_max(pointer(logits, first * n), n)
@@ -167,8 +167,9 @@ def wide_cross_entropy(
     for i in range(first, last, most):
         z, count = pointer(logits, i * n), min(last - i, most)
         z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)
-        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, z, n, False, True)
-        store(values, 0, nonzero(kept, row_loss(z, m, z_t, d_hi, d_lo) * w))
+        top = rows_max(z, n, i, last, most)
+        d_hi, d_lo = rows_exp(z, n, count, most, top, z, n, False, True)
+        store(values, 0, nonzero(kept, row_loss(z, in_doubles(top)[0], z_t, d_hi, d_lo) * w))
         for b in range(count):
             result += item(values, b)
             if per_row:
@@ -183,18 +184,19 @@ def wide_gradient(
 ) -> float:  # fmt: skip
     n, targets, out = logits.shape[1], pointer(labels, 0), pointer(losses, 0)
     like = pointer(logits, 0)
-    most, values, maxima = rows_together(like, n), vector_room(splat(0.0)), vector_room(like)
+    most, values = rows_together(like, n), vector_room(splat(0.0))
     q_hi, q_lo, at_target = vector_room(like), vector_room(like), vector_room(like)
-    result = 0.0
+    result, top = 0.0, rows_max(pointer(logits, first * n), n, first, last, most)
     for i in range(first, last, most):
         z, g, count = pointer(logits, i * n), pointer(grad, i * n), min(last - i, most)
         z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)  # first: g may be z
-        m, d_hi, d_lo = rows_exp(z, n, count, most, maxima, g, n, True, True)
-        store(values, 0, nonzero(kept, row_loss(z, m, z_t, d_hi, d_lo) * w))
+        d_hi, d_lo = rows_exp(z, n, count, most, top, g, n, True, True)
+        store(values, 0, nonzero(kept, row_loss(z, in_doubles(top)[0], z_t, d_hi, d_lo) * w))
         hi, lo, g_t = rows_factors(g, n, i, count, targets, ignore_index, w * splat(factor), grad_losses, d_hi, d_lo)
         store(q_hi, 0, hi)
         store(q_lo, 0, lo)
         store(at_target, 0, g_t)
+        top = rows_max(shift(z, most * n), n, i + most, last, most)
         for b in range(count):
             row = shift(g, b * n)
             if row_target(targets, i + b, ignore_index)[1] != 0.0:

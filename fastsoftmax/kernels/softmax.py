@@ -44,6 +44,7 @@ from ._wide import (
     row_scale,
     row_subtract,
     rows_exp,
+    rows_max,
     rows_together,
     scale_at,
     scaled,
@@ -63,14 +64,15 @@ def softmax(logits, probs, n, streaming, first, last):
         return
     like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
     most = rows_together(like, n)
-    maxima, q_hi, q_lo = vector_room(like), vector_room(like), vector_room(like)
+    q_hi, q_lo, top = vector_room(like), vector_room(like), rows_max(pointer(logits, first * n), n, first, last, most)
     for i in range(first, last, most):
-        p, count = pointer(probs, i * n), min(last - i, most)
-        _, d_hi, d_lo = rows_exp(pointer(logits, i * n), n, count, most, maxima, p, n, True, False)
+        z, p, count = pointer(logits, i * n), pointer(probs, i * n), min(last - i, most)
+        d_hi, d_lo = rows_exp(z, n, count, most, top, p, n, True, False)
         q = ratio(like, splat(1.0), *plus_one(d_hi, d_lo))
         hi, lo = multiplier(zero, q, q)
         store(q_hi, 0, hi)
         store(q_lo, 0, lo)
+        top = rows_max(shift(z, most * n), n, i + most, last, most)
         for b in range(count):
             row = shift(p, b * n)
             row_scale(row, n, item(q_hi, b), item(q_lo, b), row, False)
@@ -130,11 +132,14 @@ def log_softmax(logits, log_probs, n, streaming, first, last):
         return
     like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
     most, maxima, logs = rows_together(like, n), vector_room(like), vector_room(like)
+    top = rows_max(pointer(logits, first * n), n, first, last, most)
     for i in range(first, last, most):
         z, out, count = pointer(logits, i * n), pointer(log_probs, i * n), min(last - i, most)
-        _, d_hi, d_lo = rows_exp(z, n, count, most, maxima, z, n, False, True)
+        d_hi, d_lo = rows_exp(z, n, count, most, top, z, n, False, True)
         log = log1p_pair(like, d_hi, d_lo)
+        store(maxima, 0, top)
         store(logs, 0, pair_from_doubles(zero, log, log)[0])
+        top = rows_max(shift(z, most * n), n, i + most, last, most)
         for b in range(count):
             row_subtract(shift(z, b * n), n, item(maxima, b), item(logs, b), shift(out, b * n), False)
 
@@ -197,12 +202,13 @@ def logsumexp(logits, lse, n, first, last):
             store_first(pointer(lse, 0), i, value, rows)
     else:
         z, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
-        most, maxima = rows_together(z, n), vector_room(z)
+        most = rows_together(z, n)
         for i in range(first, last, most):
             count = min(last - i, most)
             row = shift(z, i * n)
-            m, d_hi, d_lo = rows_exp(row, n, count, most, maxima, row, n, False, True)
-            value = shifted_log(z, m, d_hi, d_lo)
+            top = rows_max(row, n, i, last, most)
+            d_hi, d_lo = rows_exp(row, n, count, most, top, row, n, False, True)
+            value = shifted_log(z, in_doubles(top)[0], d_hi, d_lo)
             store_first(pointer(lse, 0), i, from_doubles(zero, value, value), count)
     for i in range(first, last):  # an infinite maximum is the result, as in SciPy and torch, unless there is a NaN
         if lse[i] != lse[i]:
