@@ -20,9 +20,9 @@ from .kernels import KERNELS
 Array = NDArray[Any]
 
 THIN = 10  # classes: as many as the thin kernels take
-# Multiply-adds up to which one thread is enough: 40 us; 5 in a program, where threads are together already (a step of
-# 64-100-10 on two threads: 34 -> 29 us); and of a thin head, whose parts are the same ones always.
-SMALL, SMALL_RECORDED, SMALL_HEAD = 1 << 22, 1 << 19, 1 << 16
+# Multiply-adds up to which one thread is enough: 10 us (128 x 100 x 64, float32, on two threads: 20 -> 13 us); and of a thin
+# head, whose parts are the same ones always.
+SMALL, SMALL_HEAD = 1 << 19, 1 << 16
 CHUNK = 1 << 24  # of a chunk where there are more than two, 150 us
 COST, HEAD_COST = 1e-5, 3e-5  # microseconds a multiply-add; of a head, which does three
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
@@ -63,7 +63,7 @@ def _chunks(n: int, work: int, grain: int, small: int) -> tuple[int, int]:
 
 def _run(via: Caller, kernel: Any, arguments: tuple[Any, ...], n: int, work: int, grain: int = GRAIN) -> None:
     """Have a kernel run in chunks, or where there is one thread in one piece."""
-    n_chunks, size = _chunks(n, work, grain, SMALL if via is NOW else SMALL_RECORDED)
+    n_chunks, size = _chunks(n, work, grain, SMALL)
     if n_chunks == 1 or via.threads() == 1:
         via.whole(kernel, arguments, n, work * COST)
     else:
