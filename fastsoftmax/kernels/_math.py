@@ -30,6 +30,7 @@ from ._simd import (
     total,
     widen,
 )  # fmt: skip
+from ._target import FMA
 
 # exp(s) = 2**(k/8) * exp(r) with an integer k and |r| <= ln(2)/8, and exp(r) = 1 + r * P(r): Remez, weighted to the relative
 # error of exp: 2**-27.5 and 2**-57.7
@@ -270,6 +271,31 @@ def lane_sums(hi, low):
         return pair, pair
 
     return doubles
+
+
+@by_type
+def reciprocal(hi, lo):
+    """SHIFT over a lane sum whose small part was never moved, as a pair: what makes its exponentials probabilities (`scaled`).
+
+    In floats where there is FMA: in doubles it took a quarter of the softmax of 8192 x 10.
+    """
+    if hi == V32 and not FMA:
+
+        def through_doubles(hi, lo):
+            d, e = lane_sums(hi, low_add(low_start(), lo))
+            return multiplier(hi, ratio(hi, splat(1.0), *plus_one(d[0], d[1])), ratio(hi, splat(1.0), *plus_one(e[0], e[1])))
+
+        return through_doubles
+
+    def directly(hi, lo):
+        shift, start = constant(hi, SHIFT32, SHIFT64), constant(hi, 2.0 * TOP32, 2.0 * TOP64)
+        s = hi - start
+        s, lo = fast_two_sum(s, ((hi - s) - start) + lo)
+        q = shift / s
+        rest = exact_fma(-q, s, shift)
+        return q, fma(-q, lo, rest) * (q * constant(hi, 1.0 / SHIFT32, 1.0 / SHIFT64))
+
+    return directly
 
 
 @by_type

@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from ._jit import inline
-from ._math import exp_from, lane_add, lane_start, lane_sums, low_add, low_moved, low_moved_early, low_start, origin
+from ._math import (
+    exp_from,
+    lane_add,
+    lane_start,
+    lane_sums,
+    low_add,
+    low_moved,
+    low_moved_early,
+    low_start,
+    origin,
+    reciprocal,
+)  # fmt: skip
 from ._simd import (
     constant,
     lanes,
@@ -95,12 +106,25 @@ def tile_max_and_target(tile: Any, n: int, labels: Any) -> Any:
 
 
 @inline
-def tile_exp(tile: Any, n: int, m: Any, keep: bool, exact: bool, ahead: Any, out: Any) -> Any:
-    """The lanes' d, see `lane_sums`, with all its digits if it is to be `exact`.
+def tile_exp(tile: Any, n: int, m: Any, keep: bool, ahead: Any, out: Any) -> Any:
+    """The lanes' d, see `lane_sums`, with all its digits; the exponentials replace the logits if they are to be kept."""
+    hi, lo, low = _tile_sums(tile, n, m, keep, True, ahead, out)
+    return lane_sums(hi, low_add(low, lo))
 
-    The exponentials replace the logits if they are to be kept. Asks for what comes next while it computes, a line for each
-    class: the logits at `ahead`, the results' place at `out`. Four classes at a time let the CPU overlap more (32 classes,
-    float32: 5 % less in all).
+
+@inline
+def tile_exp_reciprocal(tile: Any, n: int, m: Any, ahead: Any, out: Any) -> Any:
+    """The exponentials replace the logits; what to multiply them with for softmax, see `reciprocal`."""
+    hi, lo, _ = _tile_sums(tile, n, m, True, False, ahead, out)
+    return reciprocal(hi, lo)
+
+
+@inline
+def _tile_sums(tile: Any, n: int, m: Any, keep: bool, exact: bool, ahead: Any, out: Any) -> Any:
+    """The lanes' sums, see `lane_start` and `low_start`.
+
+    Asks for what comes next while it computes, a line for each class: the logits at `ahead`, the results' place at `out`. Four
+    classes at a time let the CPU overlap more (32 classes, float32: 5 % less in all).
     """
     step, base = lanes(tile), origin(m)
     hi, lo = lane_start(tile)
@@ -136,4 +160,4 @@ def tile_exp(tile: Any, n: int, m: Any, keep: bool, exact: bool, ahead: Any, out
         hi, lo = lane_add(hi, lo, a)
         low, lo = low_moved_early(low, lo, exact)
         j += 1
-    return lane_sums(hi, low_add(low, lo))
+    return hi, lo, low

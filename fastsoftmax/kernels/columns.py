@@ -31,7 +31,7 @@ from ._math import (
     two_diff,
     two_sum,
 )  # fmt: skip
-from ._narrow import NARROW, aligned, tile_exp, tile_max
+from ._narrow import NARROW, aligned, tile_exp, tile_exp_reciprocal, tile_max
 from ._simd import (
     V32,
     constant,
@@ -205,9 +205,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
         if n < NARROW:
             for c in range(0, width, step):
                 load_strip(shift(z, c), n, inner, width - c, tile)
-                d, e = tile_exp(tile, n, tile_max(tile, n), True, False, tile, tile)
-                low_, high = ratio(tile, splat(1.0), *plus_one(d[0], d[1])), ratio(tile, splat(1.0), *plus_one(e[0], e[1]))
-                q = multiplier(load(tile, 0), low_, high)
+                q = tile_exp_reciprocal(tile, n, tile_max(tile, n), tile, tile)
                 for j in range(n):
                     put_first(out, j * inner + c, scaled(load(tile, j * step), q[0], q[1]), width - c)
         else:
@@ -252,7 +250,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
             for c in range(0, width, step):
                 load_strip(shift(z, c), n, inner, width - c, tile)
                 m = tile_max(tile, n)
-                d, e = tile_exp(tile, n, m, False, True, tile, tile)
+                d, e = tile_exp(tile, n, m, False, tile, tile)
                 log = from_doubles(m, log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0])
                 for j in range(n):
                     put_first(out, j * inner + c, (load(tile, j * step) - m) - log, width - c)

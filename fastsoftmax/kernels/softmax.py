@@ -21,7 +21,17 @@ from ._math import (
     ratio,
     two_sum,
 )  # fmt: skip
-from ._narrow import NARROW, load_tile, store_tile, tile_exp, tile_max, tile_room, tile_size, tiles_together
+from ._narrow import (
+    NARROW,
+    load_tile,
+    store_tile,
+    tile_exp,
+    tile_exp_reciprocal,
+    tile_max,
+    tile_room,
+    tile_size,
+    tiles_together,
+)  # fmt: skip
 from ._simd import (
     constant,
     fence,
@@ -109,9 +119,7 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(probs, i * n)
-            d, e = tile_exp(tile, n, load(maxima, b * step), True, False, ahead, out)
-            low, high = ratio(tile, splat(1.0), *plus_one(d[0], d[1])), ratio(tile, splat(1.0), *plus_one(e[0], e[1]))
-            q = multiplier(load(tile, 0), low, high)
+            q = tile_exp_reciprocal(tile, n, load(maxima, b * step), ahead, out)
             store(q_hi, b * step, q[0])
             store(q_lo, b * step, q[1])
         for b in range(count):
@@ -175,7 +183,7 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(log_probs, i * n)
-            d, e = tile_exp(tile, n, load(maxima, b * step), False, True, ahead, out)
+            d, e = tile_exp(tile, n, load(maxima, b * step), False, ahead, out)
             low, high = log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0]
             store(logs, b * step, from_doubles(load(tile, 0), low, high))
         for b in range(count):
@@ -196,7 +204,7 @@ def logsumexp(logits, lse, n, first, last):
             load_tile(pointer(logits, i * n), n, rows, tile)
             m = tile_max(tile, n)
             ahead = pointer(logits, (i + step) * n)
-            a, b = tile_exp(tile, n, m, False, True, ahead, ahead)
+            a, b = tile_exp(tile, n, m, False, ahead, ahead)
             m0, m1 = in_doubles(m)
             value = from_doubles(m, shifted_log(tile, m0, a[0], a[1]), shifted_log(tile, m1, b[0], b[1]))
             store_first(pointer(lse, 0), i, value, rows)
