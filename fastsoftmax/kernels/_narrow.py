@@ -29,7 +29,6 @@ from ._simd import (
     lanes,
     larger,
     load,
-    load_transposed,
     misalignment,
     pointer,
     prefetch,
@@ -38,8 +37,8 @@ from ._simd import (
     shift,
     stack,
     store,
-    store_transposed,
 )  # fmt: skip
+from ._transpose import load_transposed, store_transposed
 
 NARROW = 64  # classes
 TILES = 32 << 10  # bytes that the tiles worked on together, and six vectors for each, never exceed
@@ -68,15 +67,12 @@ def aligned(scratch: Any) -> Any:
 
 @inline
 def load_tile(z: Any, n: int, rows: int, tile: Any) -> None:
-    """A square at a time; the last one overlaps the one before, so that no square is a part."""
-    step = lanes(tile)
-    for j in range(0, n, step):
-        k = max(0, min(j, n - step))
-        load_transposed(shift(z, k), n, rows, min(step, n), shift(tile, k * step))
+    load_transposed(z, n, rows, n, tile)
 
 
 @inline
 def store_tile(tile: Any, out: Any, n: int, rows: int) -> None:
+    """A square at a time; the last one overlaps the one before, so that no square is a part."""
     step = lanes(tile)
     for j in range(0, n, step):
         k = max(0, min(j, n - step))

@@ -25,7 +25,6 @@ from ._simd import (
     lanes,
     load,
     load_first,
-    load_transposed,
     misalignment,
     pointer,
     prefetch,
@@ -51,6 +50,7 @@ from ._tile import (
     tile,
     tile_rows,
 )  # fmt: skip
+from ._transpose import load_transposed
 
 THIN, FEW = 10, 3
 DEPTH = 1024
