@@ -198,14 +198,6 @@ def low_moved(low: Any, lo: Any, exact: bool) -> Any:
     return low, lo
 
 
-@by_type
-def low_moved_early(low, lo, exact):
-    """The same of floats alone: of few classes one may weigh nearly all, and each addition to `lo` lose half an ulp of that."""
-    if lo == V32:
-        return lambda low, lo, exact: low_moved(low, lo, exact)
-    return lambda low, lo, exact: (low, lo)
-
-
 @inline
 def _fold(hi: Any, lo: Any, width: Any) -> Any:
     s, error = two_sum(hi, rotate_half(hi, width))
@@ -268,6 +260,24 @@ def lane_sums(hi, low):
     def doubles(hi, low):
         s, error = two_diff(hi, splat(3.0 * TOP64))
         pair = times_unit(*fast_two_sum(s, error + (low[0] + low[1])))
+        return pair, pair
+
+    return doubles
+
+
+@by_type
+def low_sums(like, low):
+    """What is gathered there, as `lane_sums` gives d."""
+    if like == V32:
+
+        def floats(like, low):
+            unit = splat(_INVERSE32 / SHIFT32)
+            return (low[0] * unit, splat(0.0)), (low[1] * unit, splat(0.0))
+
+        return floats
+
+    def doubles(like, low):
+        pair = times_unit(*fast_two_sum(low[0], low[1]))
         return pair, pair
 
     return doubles

@@ -232,7 +232,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch, doubles = np.empty((max(NARROW, (2 * step + 6) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    scratch, doubles = np.empty((max(2 * NARROW, (2 * step + 6) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
     if n >= NARROW:
         doubles = np.empty(run * _HALVES, np.float64)
@@ -250,7 +250,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
             for c in range(0, width, step):
                 load_strip(shift(z, c), n, inner, width - c, tile)
                 m = tile_max(tile, n)
-                d, e = tile_exp(tile, n, m, False, tile, tile)
+                d, e = tile_exp(tile, n, m, shift(tile, NARROW * step), tile, tile)
                 log = from_doubles(m, log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0])
                 for j in range(n):
                     put_first(out, j * inner + c, (load(tile, j * step) - m) - log, width - c)

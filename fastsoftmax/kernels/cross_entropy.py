@@ -372,7 +372,7 @@ def narrow_cross_entropy(
             kept = kept_lanes(load(labels, b * step), n, ignore_index)
             m = load(maxima, b * step)
             ahead = shift(z, (i + most * step) * n)
-            d, e = tile_exp(tile, n, m, False, ahead, ahead)
+            d, e = tile_exp(tile, n, m, tile, ahead, ahead)
             w0, w1 = lane_weights(i, rows, kept, targets, given, weights)
             l0, l1 = lane_losses(tile, m, load(z_t, b * step), d, e, kept, w0, w1)
             acc = acc + joined(m, l0, l1)
@@ -401,7 +401,7 @@ def narrow_gradient(
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = shift(z, (i + most * step) * n), shift(gradient, i * n)
-            d, e = tile_exp(tile, n, load(maxima, b * step), True, ahead, out)
+            d, e = tile_exp(tile, n, load(maxima, b * step), tile, ahead, out)
             store(sums, 32 * b, d[0])
             store(sums, 32 * b + 8, d[1])
             store(sums, 32 * b + 16, e[0])

@@ -174,6 +174,7 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
     step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
     tiles = tile_room(like)
     maxima, logs = shift(tiles, most * size), shift(tiles, most * (size + step))
+    scratch = shift(tiles, most * (size + 2 * step))
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
         for b in range(count):
@@ -183,7 +184,7 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(log_probs, i * n)
-            d, e = tile_exp(tile, n, load(maxima, b * step), False, ahead, out)
+            d, e = tile_exp(tile, n, load(maxima, b * step), scratch, ahead, out)
             low, high = log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0]
             store(logs, b * step, from_doubles(load(tile, 0), low, high))
         for b in range(count):
@@ -204,7 +205,7 @@ def logsumexp(logits, lse, n, first, last):
             load_tile(pointer(logits, i * n), n, rows, tile)
             m = tile_max(tile, n)
             ahead = pointer(logits, (i + step) * n)
-            a, b = tile_exp(tile, n, m, False, ahead, ahead)
+            a, b = tile_exp(tile, n, m, tile, ahead, ahead)
             m0, m1 = in_doubles(m)
             value = from_doubles(m, shifted_log(tile, m0, a[0], a[1]), shifted_log(tile, m1, b[0], b[1]))
             store_first(pointer(lse, 0), i, value, rows)
