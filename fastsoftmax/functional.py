@@ -43,7 +43,7 @@ _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identi
 # is short otherwise, in bytes (128 x 100: 7.5 -> 6.0 us, float64 12.3 -> 8.6; backward passes of that size would lose).
 _SMALL, _SHORT = 1 << 16, 48 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
-_RUN = 16  # strips down columns, see `_strips_together`
+_RUN = 32  # strips down columns, see `_strips_together`
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17  # how many, and elements of one, 1 to 40 us, or 16 rows: they overlap
 # Bytes of output, and of a row of all arrays, from which results go past the caches, where what is read then stays (softmax,
 # 1024 x 1000, float64: 0.69 -> 0.57 ms, 0.95 -> 0.86 with a pass after it that reads the result; shorter rows gain less than
@@ -90,7 +90,8 @@ def _streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:
 
 
 def _strips_together(strips: int) -> int:
-    """Strips of 64 bytes: runs of 1 KiB in memory; of less two threads hinder each other (1000 x 256, float32: 129 us, 240)."""
+    """Strips of 64 bytes: runs of 2 KiB. Of less two threads hinder each other (1000 x 256, float32: 129 us, 240; 32000 x
+    256, float64, in two runs of 1 KiB: 15 ms, 17)."""
     return _RUN if strips >= 2 * _RUN else strips
 
 
