@@ -78,6 +78,14 @@ def ask_for_tile(out, out_row, rows, columns):
 
 
 @inline
+def end_sums(acc, out, out_row, rows, columns, begun):
+    """Add a tile of sums to those that have begun, or write it."""
+    if begun:
+        acc = add_tile(acc, out, out_row, rows, columns)
+    store_tile(acc, out, out_row, rows, columns)
+
+
+@inline
 def panel_product(acc, a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun):
     """All rows of one panel of out (+)= a @ b; `acc` is an empty tile, which says the tiles' shape.
 
@@ -89,9 +97,7 @@ def panel_product(acc, a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, co
         to = shift(out, i * out_row)
         ask_for_tile(to, out_row, rows, columns)
         c = multiply_add(acc, shift(a, i * a_tile), a_row, a_step, rows, b, b_vector, b_step, columns, n)
-        if begun:
-            c = add_tile(c, to, out_row, rows, columns)
-        store_tile(c, to, out_row, rows, columns)
+        end_sums(c, to, out_row, rows, columns, begun)
 
 
 @inline
@@ -421,12 +427,16 @@ def thin_spread(grad_out, n_rows, n_out, turned, row, n_in, out, streaming):
         j = 0
         while j < n_in:
             columns = min(head if j < head else VECTORS * step, n_in - j)
-            acc = tile(g, ROWS, VECTORS)
-            acc = multiply_add(acc, g, n_out, 1, rows, shift(turned, j), step, row, columns, n_out)
-            if streaming and columns == VECTORS * step:
-                stream_tile(acc, shift(to, j), n_in, rows)
+            b, c = shift(turned, j), shift(to, j)
+            if columns <= step:
+                last = multiply_add(tile(g, ROWS, 1), g, n_out, 1, rows, b, step, row, columns, n_out)
+                store_tile(last, c, n_in, rows, columns)
             else:
-                store_tile(acc, shift(to, j), n_in, rows, columns)
+                acc = multiply_add(tile(g, ROWS, VECTORS), g, n_out, 1, rows, b, step, row, columns, n_out)
+                if streaming and columns == VECTORS * step:
+                    stream_tile(acc, c, n_in, rows)
+                else:
+                    store_tile(acc, c, n_in, rows, columns)
             j += columns
     if streaming:
         fence()
@@ -456,14 +466,15 @@ def thin_outer(grad_out, x, n, n_in, n_out, out, begun, ahead):
     for c in range(0, n_out, OUTER_ROWS):
         rows = min(OUTER_ROWS, n_out - c)
         for j in range(0, n_in, OUTER_VECTORS * step):
-            columns = min(OUTER_VECTORS * step, n_in - j)
-            acc, to = tile(x, OUTER_ROWS, OUTER_VECTORS), shift(out, c * n_in + j)
-            acc = multiply_add_ahead(
-                acc, shift(grad_out, c), 1, n_out, rows, shift(x, j), step, n_in, columns, n, shift(ahead, j * n)
-            )
-            if begun:
-                acc = add_tile(acc, to, n_in, rows, columns)
-            store_tile(acc, to, n_in, rows, columns)
+            columns, to = min(OUTER_VECTORS * step, n_in - j), shift(out, c * n_in + j)
+            g, b, more = shift(grad_out, c), shift(x, j), shift(ahead, j * n)
+            if columns <= step:
+                last = multiply_add_ahead(tile(x, OUTER_ROWS, 1), g, 1, n_out, rows, b, step, n_in, columns, n, more)
+                end_sums(last, to, n_in, rows, columns, begun)
+            else:
+                acc = tile(x, OUTER_ROWS, OUTER_VECTORS)
+                acc = multiply_add_ahead(acc, g, 1, n_out, rows, b, step, n_in, columns, n, more)
+                end_sums(acc, to, n_in, rows, columns, begun)
 
 
 @inline
@@ -473,9 +484,7 @@ def add_rows(matrix, n_rows, n_columns, one, out, begun):
     for j in range(0, n_columns, step):
         columns = min(step, n_columns - j)
         acc = multiply_add(tile(matrix, 1, 1), one, 0, 0, 1, shift(matrix, j), step, n_columns, columns, n_rows)
-        if begun:
-            acc = add_tile(acc, shift(out, j), 0, 1, columns)
-        store_tile(acc, shift(out, j), 0, 1, columns)
+        end_sums(acc, shift(out, j), 0, 1, columns, begun)
 
 
 @signature(MATRIX_IN, MATRIX_IN, CUBE_OUT, MATRIX_OUT, INDEX, INDEX, INDEX)
