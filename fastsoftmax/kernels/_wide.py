@@ -124,7 +124,13 @@ def row_exp(z: Any, n: int, base: Any, e: Any, keep: bool, exact: bool, ahead: i
             hi, lo = lane_add(hi, lo, c)
             hi, lo = lane_add(hi, lo, d)
             j += 4 * step
-        while j < end:
+        while j + step <= end:
+            a = exp_from(load(z, j), base)
+            if keep:
+                store(e, j, a)
+            hi, lo = lane_add(hi, lo, a)
+            j += step
+        if j < end:
             a = exp_first(z, j, end - j, base)
             if keep:
                 store_first(e, j, a, end - j)
