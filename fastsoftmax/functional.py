@@ -90,8 +90,10 @@ def _streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:
 
 
 def _strips_together(strips: int) -> int:
-    """Strips of 64 bytes: runs of 2 KiB. Of less two threads hinder each other (1000 x 256, float32: 129 us, 240; 32000 x
-    256, float64, in two runs of 1 KiB: 15 ms, 17)."""
+    """Strips of 64 bytes, in runs of 2 KiB.
+
+    Of less, two threads hinder each other (1000 x 256, float32: 129 us, 240; 32000 x 256, float64: 15 ms, 17).
+    """
     return _RUN if strips >= 2 * _RUN else strips
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import inputs
@@ -153,6 +154,45 @@ def test_sums_of_few_small_exponentials(seed, dtype):
     """
     logits = (30 * np.random.default_rng(seed).standard_normal((4000, 10))).astype(dtype)
     assert_ulps(fs.log_softmax(logits), reference.log_softmax(logits), EXACT)
+
+
+@pytest.mark.parametrize("n_classes", [3, 10, 63, 100])
+def test_sums_of_the_others_however_small(n_classes, dtype, rng):
+    """The others weigh 2**-50 to 2**-1 of the largest, shared out evenly or one taking nearly all."""
+    n_rows = 2000 if dtype == np.float32 else 300
+    weight = 2.0 ** rng.uniform(-50, -1, (n_rows, 1))
+    share = np.maximum(rng.gamma(rng.choice([0.05, 0.3, 1, 10], (n_rows, 1)), size=(n_rows, n_classes - 1)), 1e-30)
+    others = np.log(weight * share / share.sum(axis=1, keepdims=True))
+    logits = rng.permuted(np.concatenate([np.zeros((n_rows, 1)), others], axis=1), axis=1)
+    logits = (logits + rng.uniform(-3, 3, (n_rows, 1))).astype(dtype)
+    assert_ulps(fs.log_softmax(logits), reference.log_softmax(logits), EXACT)
+    targets = logits.argmax(axis=1)
+    losses, grad = fs.cross_entropy_with_grad(logits, targets, reduction="none")
+    true_losses, true_grad = reference.cross_entropy_with_grad(logits, targets, reduction="none")
+    assert_ulps(losses, true_losses, EXACT)
+    assert_ulps(grad, true_grad, EXACT)
+
+
+@pytest.mark.parametrize("n_classes", [10, 63, 100, 1000])
+def test_inner_products_whose_terms_cancel(n_classes, dtype, rng):
+    """Gradients of opposite sign, as large as a sum in the type itself, or of doubles alone, would lose all small ones to."""
+    large = 1e6 if dtype == np.float32 else 1e14
+    n_pairs = n_classes // 3
+    probs = rng.uniform(0.1, 1, (20, n_classes)).astype(dtype)
+    grad = rng.standard_normal((20, n_classes)).astype(dtype)
+    probs[:, n_pairs : 2 * n_pairs] = probs[:, :n_pairs]
+    grad[:, :n_pairs] = large * rng.uniform(1, 2, (20, n_pairs))
+    grad[:, n_pairs : 2 * n_pairs] = -grad[:, :n_pairs]
+    order = rng.permutation(n_classes)
+    probs, grad = probs[:, order], grad[:, order]
+    result = fs.softmax_backward(grad, probs)
+    for g, p, row in zip(grad, probs, result):
+        g, p = [Fraction(float(v)) for v in g], [Fraction(float(v)) for v in p]
+        inner = sum(a * b for a, b in zip(g, p))
+        for a, b, value in zip(g, p, row):
+            true = b * (a - inner)  # where a and the inner product cancel, their rounding to the type shows
+            error = abs(Fraction(float(value)) - true)
+            assert error <= 2 * Fraction(float(np.finfo(dtype).eps)) * b * max(abs(a), abs(inner), abs(a - inner))
 
 
 @on_every_input

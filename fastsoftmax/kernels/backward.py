@@ -1,6 +1,6 @@
 """Backward passes of softmax and log_softmax, and the diagonal Hessian, row by row.
 
-The inner products are taken in doubles (of doubles: in pairs).
+The inner products are taken in doubles (of doubles: in pairs, over all lanes too).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from ._simd import (
     pointer,
     prefetch,
     prefetch_to_write,
+    rotate_half,
     select,
     shift,
     splat,
@@ -65,8 +66,9 @@ def dot_add(acc, g, p):
 
         return floats
 
-    def doubles(acc, g, p):  # Knuth's TwoSum of the sum and the product, which is nowhere rounded: 7 operations, not 10
-        s = fma(g, p, acc[0])
+    def doubles(acc, g, p):  # Knuth's TwoSum, whose last difference takes in the product's rounding: 8 operations, not 10
+        x = g * p
+        s = acc[0] + x
         b = s - acc[0]
         return s, acc[1] + ((acc[0] - (s - b)) + exact_fma(g, p, -b))
 
@@ -86,9 +88,27 @@ def dot_at(acc, g, p, j):
 
 
 @by_type
-def both(acc, more):
-    """Two such sums as one, for `total`."""
-    return lambda acc, more: (acc[0] + more[0], acc[1] + more[1])
+def dot_total(like, acc, more):
+    """Both sums over all lanes, as a pair of `like`'s type (lanes alike)."""
+    if like == V32:
+
+        def floats(like, acc, more):
+            s = splat(total((acc[0] + more[0]) + (acc[1] + more[1])))
+            return pair_from_doubles(like, (s, splat(0.0)), (s, splat(0.0)))
+
+        return floats
+
+    def doubles(like, acc, more):
+        s, error = two_sum(acc[0], more[0])
+        lo = error + (acc[1] + more[1])
+        s, error = two_sum(s, rotate_half(s, 4))
+        lo = error + (lo + rotate_half(lo, 4))
+        s, error = two_sum(s, rotate_half(s, 2))
+        lo = error + (lo + rotate_half(lo, 2))
+        s, error = two_sum(s, rotate_half(s, 1))
+        return s, error + (lo + rotate_half(lo, 1))
+
+    return doubles
 
 
 @by_type
@@ -125,10 +145,8 @@ def softmax_backward(grad_probs, probs, grad_logits, n, streaming, first, last):
         while j < n:
             acc = dot_add(acc, load_first(g, j, n - j, zero), load_first(p, j, n - j, zero))
             j += step
-        acc = both(acc, more)
-        s = total(acc[0] + acc[1])
-        hi, lo = split(zero, splat(s), splat(0.0))
-        write_row(out, n, streaming, _gradient_at, (g, p, splat(hi), splat(lo)))
+        hi, lo = dot_total(zero, acc, more)
+        write_row(out, n, streaming, _gradient_at, (g, p, hi, lo))
     if streaming:
         fence()
 
