@@ -123,12 +123,12 @@ def test_kernels_compiled_with_numbas_check_are_other_kernels(tmp_path):
 
 
 def test_narrow_tiles_have_room():
-    """On the stack, of a fixed size: tiles of whole squares, and up to five vectors beside each."""
+    """On the stack, of a fixed size: tiles of whole squares, up to six vectors beside each, and one tile more."""
     for n in range(1, _narrow.NARROW):
         for lanes, itemsize in ((16, 4), (8, 8)):
             squares = -(-n // lanes)
-            assert _narrow.tiles_together(n) * (squares * lanes + 5) * lanes * itemsize <= _narrow.TILES, n
-            assert 2 * squares * lanes * lanes * itemsize <= _narrow.TILES, n  # a tile of each input, going backward
+            vectors = _narrow.tiles_together(n) * (squares * lanes + 6) + squares * lanes
+            assert vectors * lanes * itemsize <= _narrow.TILES, n
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

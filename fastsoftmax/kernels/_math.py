@@ -199,18 +199,19 @@ def low_moved(low: Any, lo: Any, exact: bool) -> Any:
 
 
 @inline
-def _fold(hi: Any, lo: Any, width: Any) -> Any:
+def fold(hi: Any, lo: Any, width: Any) -> Any:
+    """Each lane of a pair plus the lane `width` on; the parts of the result may overlap."""
     s, error = two_sum(hi, rotate_half(hi, width))
-    return fast_two_sum(s, error + (lo + rotate_half(lo, width)))
+    return s, error + (lo + rotate_half(lo, width))
 
 
 @inline
 def fold_pair(hi: Any, lo: Any) -> Any:
     """The sum over all lanes of a pair of double vectors, as a pair (lanes alike; fixed tree)."""
     hi, lo = fast_two_sum(hi, lo)
-    hi, lo = _fold(hi, lo, 4)
-    hi, lo = _fold(hi, lo, 2)
-    return _fold(hi, lo, 1)
+    hi, lo = fast_two_sum(*fold(hi, lo, 4))
+    hi, lo = fast_two_sum(*fold(hi, lo, 2))
+    return fast_two_sum(*fold(hi, lo, 1))
 
 
 @inline

@@ -45,7 +45,7 @@ from ._transpose import load_transposed, store_transposed
 
 NARROW = 64  # classes
 TILES = 36 << 10  # bytes that the tiles worked on together, one more, and six vectors for each never exceed
-_CONFIDENT = 2.0**-12  # d, below which it is the sum of the others: `lo` is within 2**-37 (float32)
+_CONFIDENT = 2.0**-12  # d, below which it is the sum of the others: `lo` is within 2**-36 (float32)
 tile_room = stack(TILES)
 
 
@@ -110,7 +110,7 @@ def tile_exp(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
     """The lanes' d, see `lane_sums`, with all its digits; the exponentials go to `e`, which may be the tile itself.
 
     Where one class outweighs the others by far, the roundings of their sum `lo` would count in d: of such rows it is taken once
-    more, in doubles and without the largest. To do so for all rows takes a sixth of the loss-gradient of 8192 x 10, float32.
+    more, in doubles and without the largest (all rows in doubles: 8192 x 10, float32, loss-gradient 92 us, 85 so).
     """
     hi, lo = _tile_sums(tile, n, m, e, ahead, out)
     a, b = lane_sums(hi, low_add(low_start(), lo))

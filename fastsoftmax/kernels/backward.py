@@ -16,6 +16,7 @@ from ._math import (
     TOP32,
     TOP64,
     exp_below,
+    fold,
     multiplier,
     origin,
     pair_from_doubles,
@@ -38,7 +39,6 @@ from ._simd import (
     pointer,
     prefetch,
     prefetch_to_write,
-    rotate_half,
     select,
     shift,
     splat,
@@ -94,19 +94,15 @@ def dot_total(like, acc, more):
 
         def floats(like, acc, more):
             s = splat(total((acc[0] + more[0]) + (acc[1] + more[1])))
-            return pair_from_doubles(like, (s, splat(0.0)), (s, splat(0.0)))
+            return dot_lanes(like, (s, s))
 
         return floats
 
     def doubles(like, acc, more):
         s, error = two_sum(acc[0], more[0])
-        lo = error + (acc[1] + more[1])
-        s, error = two_sum(s, rotate_half(s, 4))
-        lo = error + (lo + rotate_half(lo, 4))
-        s, error = two_sum(s, rotate_half(s, 2))
-        lo = error + (lo + rotate_half(lo, 2))
-        s, error = two_sum(s, rotate_half(s, 1))
-        return s, error + (lo + rotate_half(lo, 1))
+        hi, lo = fold(s, error + (acc[1] + more[1]), 4)
+        hi, lo = fold(hi, lo, 2)
+        return fold(hi, lo, 1)
 
     return doubles
 
