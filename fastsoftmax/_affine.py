@@ -137,11 +137,12 @@ def _blas_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: Ar
         bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
 
 
-def affine_backward(grad_out: Array, x: Array, weight: Array, need_grad_x: bool) -> tuple[Array | None, Array, Array]:
-    """New arrays with the gradients for x, weight and the bias."""
-    grad_weight, grad_bias = np.empty(weight.shape, x.dtype), np.empty(weight.shape[1], x.dtype)
+def affine_backward(
+    grad_out: Array, x: Array, weight: Array, grad_x: Array | None, grad_weight: Array, grad_bias: Array
+) -> tuple[Array | None, Array, Array]:
+    """The gradients for x (unless it is None), weight and the bias, into the given arrays."""
     affine_grad_weight(grad_out, x, grad_weight, grad_bias)
-    return affine_grad_x(grad_out, weight, np.empty(x.shape, x.dtype)) if need_grad_x else None, grad_weight, grad_bias
+    return None if grad_x is None else affine_grad_x(grad_out, weight, grad_x), grad_weight, grad_bias
 
 
 def _parts(n_chunks: int, weight: Array) -> tuple[Array, Array]:

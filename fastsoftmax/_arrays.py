@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -180,19 +180,54 @@ def is_columns(a: Array, axes: Axes, dtype: np.dtype[Any]) -> bool:
 
 
 # ---- out= ----------------------------------------------------------------------------------------------------------------
-def result_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def result_array(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> Array:
     """`out`, checked, or a new array."""
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or isinstance(out, (np.ma.MaskedArray, np.matrix)):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+        raise TypeError(f"{name} must be a NumPy array, got {type(out).__name__}")
     if out.dtype != dtype:
-        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
+        raise TypeError(f"{name} must have dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
-        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+        raise ValueError(f"{name} must have shape {shape}, got {out.shape}")
     if not out.flags.writeable:
-        raise ValueError("out must be writable, got a read-only array")
+        raise ValueError(f"{name} must be writable, got a read-only array")
     return out
+
+
+def result_arrays(out: Any, shapes: tuple[tuple[int, ...] | None, ...], dtype: np.dtype[Any]) -> list[Any]:
+    """The same of several results: `out` has an array or None for each. A shape that is None stands for no result."""
+    if out is None:
+        out = (None,) * len(shapes)
+    if not isinstance(out, tuple) or len(out) != len(shapes):
+        got = f"{len(out)} of them" if isinstance(out, tuple) else type(out).__name__
+        raise TypeError(f"out must be a tuple of {len(shapes)} arrays or None, got {got}")
+    results: list[Any] = []
+    for i, (array, shape) in enumerate(zip(out, shapes)):
+        if shape is None and array is not None:
+            raise ValueError(f"out[{i}] must be None for a result that is not wanted, got {type(array).__name__}")
+        results.append(None if shape is None else result_array(array, shape, dtype, f"out[{i}]"))
+    return results
+
+
+def as_they_are(
+    out: Any, shapes: tuple[tuple[int, ...] | None, ...], dtype: np.dtype[Any], *inputs: Array
+) -> TypeGuard[tuple[Any, ...]]:  # fmt: skip
+    """Whether kernels can write to all arrays of the tuple `out`: quick, and no where in doubt."""
+    return type(out) is tuple and len(out) == len(shapes) and all(
+        a is shape if a is None else (
+            type(a) is np.ndarray and a.dtype == dtype and a.shape == shape and a.flags.num & 0x501 == 0x501
+            and not overlaps(a, *inputs)
+        )
+        for a, shape in zip(out, shapes)
+    )  # fmt: skip
+
+
+def direct(out: Array, dtype: np.dtype[Any], *inputs: Array | None) -> Array:
+    """`out` itself if kernels can write to it while they read the inputs; else an array to `fill` it from."""
+    if out.dtype == dtype and (out.flags.num & 0x101) == C_CONTIGUOUS_ALIGNED and not overlaps(out, *inputs):
+        return out
+    return np.empty(out.shape, dtype)
 
 
 def safe_to_fill(out: Array, *inputs: Array) -> bool:

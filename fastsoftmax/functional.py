@@ -772,12 +772,10 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     result = _arrays.result_array(out, x.shape[:-1] + weight.shape[1:], dtype)
     if result.size:
         rows, w, b = _as_matrices(COMPUTED_IN[dtype], x, weight, b)
-        whole = tuple(range(result.ndim))
-        direct = _arrays.is_rows(result, whole, rows.dtype) and not _arrays.overlaps(result, rows, w, b)
-        shape = len(rows), w.shape[1]
-        target = _affine.affine(rows, w, b, result.reshape(shape) if direct else np.empty(shape, rows.dtype))
-        if not direct:
-            _arrays.fill(result, target.reshape(result.shape))
+        target = _arrays.direct(result, rows.dtype, rows, w, b)
+        _affine.affine(rows, w, b, target.reshape(len(rows), w.shape[1]))
+        if target is not result:
+            _arrays.fill(result, target)
     return result
 
 
@@ -818,8 +816,9 @@ def _affine_inputs(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None) -> t
 
 
 def affine_backward(
-    grad_out: ArrayLike, x: ArrayLike, weight: ArrayLike, *, need_grad_x: bool = True
-) -> tuple[Array | None, Array, Array]:
+    grad_out: ArrayLike, x: ArrayLike, weight: ArrayLike, *, need_grad_x: bool = True,
+    out: tuple[Array | None, Array | None, Array | None] | None = None,
+) -> tuple[Array | None, Array, Array]:  # fmt: skip
     r"""Gradients of a linear layer: ``grad_out @ weight.T``, ``x.T @ grad_out``, and grad_out summed over the rows.
 
     Nothing is divided by the number of rows: that belongs to the loss (see `cross_entropy_with_grad`), once.
@@ -832,6 +831,9 @@ def affine_backward(
     weight : array_like (n_in, n_out)
     need_grad_x : bool, default: True
         False for a first layer: saves half of the work.
+    out : tuple of three ndarrays, optional
+        Where to put grad_x, grad_weight and grad_bias; None for a new array, and for a grad_x that is not needed. They must
+        not share memory with each other.
 
     Returns
     -------
@@ -856,18 +858,27 @@ def affine_backward(
     (array([[3., 4.]]), array([[1.],
            [2.]]), array([1.]))
     """
-    if (plain := _plain_layer(x, weight, None, grad_out)) and plain[3] is not None:
-        return _affine.affine_backward(plain[3], *plain[:2], need_grad_x)
+    if (plain := _plain_layer(x, weight, None, grad_out)) and (g := plain[3]) is not None:
+        a, w = plain[:2]
+        if out is None:
+            grad_x = np.empty(a.shape, a.dtype) if need_grad_x else None
+            return _affine.affine_backward(g, a, w, grad_x, np.empty(w.shape, w.dtype), np.empty(w.shape[1:], w.dtype))
+        if _arrays.as_they_are(out, (a.shape if need_grad_x else None, w.shape, w.shape[1:]), a.dtype, g, a, w):
+            return _affine.affine_backward(g, a, w, *out)
     x, weight, _ = _affine_inputs(x, weight, None)
     g = _arrays.floats(grad_out, "grad_out")
     _arrays.grad_out_shape(g, x, weight)
     dtype = _arrays.common_dtype(g, x, weight)
     rows, w, _ = _as_matrices(COMPUTED_IN[dtype], x, weight, None)
     g_rows = _arrays.contiguous(g, rows.dtype).reshape(len(rows), w.shape[1])
-    grad_x, grad_weight, grad_bias = _affine.affine_backward(g_rows, rows, w, need_grad_x)
-    if grad_x is not None:
-        grad_x = _arrays.cast(grad_x, dtype).reshape(x.shape)
-    return grad_x, _arrays.cast(grad_weight, dtype), _arrays.cast(grad_bias, dtype)
+    results = _arrays.result_arrays(out, (x.shape if need_grad_x else None, w.shape, w.shape[1:]), dtype)
+    targets: list[Any] = [r if r is None else _arrays.direct(r, rows.dtype, g_rows, rows, w) for r in results]
+    grad_x = None if targets[0] is None else targets[0].reshape(rows.shape)
+    _affine.affine_backward(g_rows, rows, w, grad_x, targets[1], targets[2])
+    for result, target in zip(results, targets):
+        if target is not result:
+            _arrays.fill(result, target)
+    return results[0], results[1], results[2]
 
 
 def relu(x: ArrayLike, *, out: Array | None = None) -> Array:

@@ -136,6 +136,18 @@ ERRORS = {
     "affine bias": (lambda: fs.affine(X, W, np.zeros(5)), ValueError, ["bias", r"\(4,\)|4", r"\(5,\)|5"]),
     "affine weight of one dimension": (lambda: fs.affine(X, B), ValueError, ["weight", r"\(4,\)|1"]),
     "affine_backward rows": (lambda: fs.affine_backward(np.zeros((2, 4)), X, W), ValueError, ["grad_out", "2", "3"]),
+    "affine_backward out no tuple": (lambda: fs.affine_backward(Z, X, W, out=X), TypeError, ["out", "tuple of 3", "ndarray"]),
+    "affine_backward out too short": (lambda: fs.affine_backward(Z, X, W, out=(X, W)), TypeError, ["out", "3", "2 of them"]),
+    "affine_backward out of another shape": (
+        lambda: fs.affine_backward(Z, X, W, out=(X, W.T, B)),
+        ValueError,
+        [r"out\[1\]", r"\(5, 4\)", r"\(4, 5\)"],
+    ),
+    "affine_backward out not wanted": (
+        lambda: fs.affine_backward(Z, X, W, need_grad_x=False, out=(X, W, B)),
+        ValueError,
+        [r"out\[0\]", "None", "ndarray"],
+    ),
     "affine_backward columns": (lambda: fs.affine_backward(np.zeros((3, 6)), X, W), ValueError, ["grad_out", "6", "4"]),
     "linear label": (lambda: fs.linear_cross_entropy(X, W, [0, 4, 1]), IndexError, ["row 1", "4"]),
     "linear targets": (lambda: fs.linear_cross_entropy(X, W, [0, 1]), ValueError, ["targets", r"\(3,\)", r"\(2,\)"]),

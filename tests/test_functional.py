@@ -546,3 +546,23 @@ def test_affine_into_its_own_input(dtype, rng):
         expected = fs.affine(x, weight, bias)
         assert fs.affine(x, weight, bias, out=out) is out
         np.testing.assert_array_equal(out, expected, err_msg=shared)
+
+
+@pytest.mark.parametrize("place", ["kept", "strided", "some new", "inputs", "no grad_x"])
+@pytest.mark.parametrize("lead", [(40,), (2, 20)], ids=str)
+@pytest.mark.parametrize("dtype_name", ["float16", "float32", "float64"])
+def test_affine_backward_into_given_arrays(place, lead, dtype_name, rng):
+    """The same bits as without `out`, in the arrays given, wherever these lie."""
+    grad_out, x, weight = (rng.standard_normal((*n, 24)).astype(dtype_name) for n in (lead, lead, (24,)))
+    needed = place != "no grad_x"
+    expected = fs.affine_backward(grad_out, x, weight, need_grad_x=needed)
+    given = [None if e is None else np.full_like(e, np.nan) for e in expected]
+    if place == "strided":
+        given = [np.full((*e.shape, 2), np.nan, e.dtype)[..., 1] for e in expected]
+    elif place == "some new":
+        given[1] = None
+    elif place == "inputs":
+        given = [x, weight, grad_out.reshape(-1, 24)[3]]
+    got = fs.affine_backward(grad_out, x, weight, need_grad_x=needed, out=tuple(given))
+    assert_same_bits(got, expected)
+    assert all(g is None or a is g for a, g in zip(got, given))

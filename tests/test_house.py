@@ -217,7 +217,7 @@ def test_signature(name):
         "ignore_index=-100, label_smoothing=0.0, reduction='mean', grad_loss=None, out=None)",
         "cross_entropy_grad_hess": "(logits, targets, *, sample_weight=None, hessian_scale=1.0)",
         "affine": "(x, weight, bias=None, *, out=None)",
-        "affine_backward": "(grad_out, x, weight, *, need_grad_x=True)",
+        "affine_backward": "(grad_out, x, weight, *, need_grad_x=True, out=None)",
         "relu": "(x, *, out=None)",
         "relu_backward": "(grad_out, x, *, out=None)",
         "linear_cross_entropy": "(x, weight, targets, bias=None, *, class_weight=None, sample_weight=None, "

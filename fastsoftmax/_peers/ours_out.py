@@ -13,6 +13,7 @@ from .ours import set_threads
 
 __all__ = [
     "affine",
+    "affine_backward",
     "cross_entropy_with_grad",
     "log_softmax",
     "set_threads",
@@ -65,3 +66,9 @@ def affine(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.grad_out)
     x, weight, bias = case.x, case.weight, case.bias
     return lambda: F.affine(x, weight, bias, out=out)
+
+
+def affine_backward(case: Case) -> Callable[[], Any]:
+    out = np.ones_like(case.x), np.ones_like(case.weight), np.ones_like(case.bias)
+    grad_out, x, weight = case.grad_out, case.x, case.weight
+    return lambda: F.affine_backward(grad_out, x, weight, out=out)
