@@ -33,6 +33,7 @@ from ._target import WIDE
 
 # 24 of 32 registers hold sums, or 12 of 16 (a vector is two registers then), and leave room for one step's operands.
 ROWS, VECTORS = (8, 3) if WIDE else (6, 1)
+FIRST, SECOND = 3, 2  # caches, as LLVM counts them
 FOURS = 16  # rows of a tile with quarters of four rows in a vector; the lines of 32 rows of 4 KB would not fit a first cache
 
 
@@ -133,7 +134,7 @@ def _multiply_add(acc: Tile, ahead: bool) -> Any:
             if ahead:
                 run = builder.mul(loop.index, ir.Constant(_I64, acc.vectors * vector.lanes))
                 for v in range(acc.vectors):
-                    _ask(builder, builder.gep(args[10], [builder.add(run, ir.Constant(_I64, v * vector.lanes))]))
+                    _ask(builder, builder.gep(args[10], [builder.add(run, ir.Constant(_I64, v * vector.lanes))]), SECOND)
             for r, p in enumerate(a_rows):
                 factor = _splat(builder, builder.load(builder.gep(p, [a_at])), vector.lanes)
                 for slot, value in zip(sums[r * acc.vectors :], step):
@@ -144,11 +145,11 @@ def _multiply_add(acc: Tile, ahead: bool) -> Any:
     return codegen
 
 
-def _ask(builder: Any, p: Any) -> None:
-    """Ask for the line at p; into the second cache, not the first."""
-    read, second, data = (ir.Constant(_I32, k) for k in (0, 2, 1))
+def _ask(builder: Any, p: Any, cache: int) -> None:
+    """Ask for the line at p, into the `FIRST` cache or only the `SECOND`."""
+    read, near, data = (ir.Constant(_I32, k) for k in (0, cache, 1))
     address = builder.bitcast(p, ir.IntType(8).as_pointer())
-    _call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, second, data)
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, near, data)
 
 
 @intrinsic
@@ -184,7 +185,9 @@ def multiply_add_lanes(
     Only `rows` rows and `columns` vectors are valid: beyond, the last one is read again.
 
     Products of rows by rows: every tile element is a vector of partial sums, `across` adds up its lanes. Asks for the memory
-    that lies `ahead` elements after what it reads of a; into the second cache, where it does not displace b.
+    that lies `ahead` elements after what it reads of a; into the second cache, where it does not displace b. And from there for
+    the next tile's rows: a load that has to wait has the multiplications behind it started twice (Zen 5, 60000 x 784 x 10: 6.2
+    -> 5.4 ms, in float64 13.4 -> 11.8).
     """
     vector, i64 = vector_of(acc.dtype), types.int64
 
@@ -198,6 +201,7 @@ def multiply_add_lanes(
             sums.append(slot)
         a_rows = [builder.gep(a_, [builder.mul(_clamped(builder, r, rows_), a_row_)]) for r in range(acc.rows)]
         b_vectors = [builder.gep(b_, [builder.mul(_clamped(builder, v, columns_), b_vector_)]) for v in range(acc.vectors)]
+        below = builder.mul(ir.Constant(_I64, acc.rows), a_row_)
         full = builder.sdiv(n_, count)
 
         def step(t: Any, load: Any) -> None:
@@ -213,7 +217,9 @@ def multiply_add_lanes(
         with cgutils.for_range(builder, full, intp=_I64) as loop:
             step(loop.index, lambda address: builder.load(address, align=_align(vector)))
             for p in a_rows:
-                _ask(builder, builder.gep(p, [builder.add(builder.mul(loop.index, count), ahead_)]))
+                at = builder.mul(loop.index, count)
+                _ask(builder, builder.gep(p, [builder.add(at, ahead_)]), SECOND)
+                _ask(builder, builder.gep(p, [builder.add(at, below)]), FIRST)
         left = builder.sub(n_, builder.mul(full, count))
         with builder.if_then(builder.icmp_signed(">", left, ir.Constant(_I64, 0))):
             mask, zero = _first(builder, left, vector.lanes), ir.Constant(vector.llvm, None)
