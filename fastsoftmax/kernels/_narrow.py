@@ -16,6 +16,8 @@ from ._math import (
     TOP32,
     TOP64,
     exp_from,
+    four_begun,
+    four_ended,
     lane_add,
     lane_start,
     lane_sums,
@@ -142,26 +144,20 @@ def _tile_sums(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
     step, base = lanes(tile), origin(m)
     hi, lo = lane_start(tile)
     j = 0
-    while j + 4 <= n:
-        p, q = shift(tile, j * step), shift(e, j * step)
-        a, b = exp_from(load(p, 0), base), exp_from(load(p, step), base)
-        c, d = exp_from(load(p, 2 * step), base), exp_from(load(p, 3 * step), base)
-        for k in range(j, j + 4):
-            prefetch(ahead, k * step)
-            prefetch_to_write(out, k * step)
-        store(q, 0, a)
-        store(q, step, b)
-        store(q, 2 * step, c)
-        store(q, 3 * step, d)
-        hi, lo = lane_add(hi, lo, a)
-        hi, lo = lane_add(hi, lo, b)
-        hi, lo = lane_add(hi, lo, c)
-        hi, lo = lane_add(hi, lo, d)
+    for k in range(n):
+        prefetch(ahead, k * step)
+        prefetch_to_write(out, k * step)
+    if n >= 4:
+        begun = four_begun(tile, 0, base)
+        while j + 8 <= n:
+            following = four_begun(tile, (j + 4) * step, base)
+            hi, lo = four_ended(begun, e, j * step, True, hi, lo)
+            begun = following
+            j += 4
+        hi, lo = four_ended(begun, e, j * step, True, hi, lo)
         j += 4
     while j < n:
         a = exp_from(load(tile, j * step), base)
-        prefetch(ahead, j * step)
-        prefetch_to_write(out, j * step)
         store(e, j * step, a)
         hi, lo = lane_add(hi, lo, a)
         j += 1

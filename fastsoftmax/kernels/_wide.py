@@ -19,6 +19,8 @@ from ._math import (
     SHIFT32,
     SHIFT64,
     exp_from,
+    four_begun,
+    four_ended,
     lane_add,
     lane_start,
     low_add,
@@ -98,45 +100,31 @@ def exp_first(z: Any, j: int, k: int, base: Any) -> Any:
 def row_exp(z: Any, n: int, base: Any, e: Any, keep: bool, exact: bool, ahead: int) -> Any:
     """d as a pair of double vectors (all lanes alike), with all its digits if it is to be `exact`.
 
-    e[j] = exp_from(z[j], base) if it is to be kept.
-
-    Asks for the row `ahead` elements on as it goes: memory would else be idle while this one computes. Four vectors at a time
-    let the CPU overlap more (Zen 4, 128 x 1000: 46 -> 44 us, in float64 112 -> 104).
+    e[j] = exp_from(z[j], base) if it is to be kept. Asks for the row `ahead` elements on as it goes: memory would else be idle
+    while this one computes.
     """
     step = lanes(z)
     hi, lo = lane_start(z)
     low = low_start()
     j = 0
-    while j < n:
-        end = min(n, j + BLOCK)
-        while j + 4 * step <= end:
-            a, b = exp_from(load(z, j), base), exp_from(load(z, j + step), base)
-            c, d = exp_from(load(z, j + 2 * step), base), exp_from(load(z, j + 3 * step), base)
+    if 4 * step <= n:
+        begun = four_begun(z, 0, base)
+        while j + 4 * step <= n:
+            this = begun
+            if j + 8 * step <= n:
+                begun = four_begun(z, j + 4 * step, base)
             for k in range(4):
                 prefetch(z, j + k * step + ahead)
-            if keep:
-                store(e, j, a)
-                store(e, j + step, b)
-                store(e, j + 2 * step, c)
-                store(e, j + 3 * step, d)
-            hi, lo = lane_add(hi, lo, a)
-            hi, lo = lane_add(hi, lo, b)
-            hi, lo = lane_add(hi, lo, c)
-            hi, lo = lane_add(hi, lo, d)
+            hi, lo = four_ended(this, e, j, keep, hi, lo)
             j += 4 * step
-        while j + step <= end:
-            a = exp_from(load(z, j), base)
-            if keep:
-                store(e, j, a)
-            hi, lo = lane_add(hi, lo, a)
-            j += step
-        if j < end:
-            a = exp_first(z, j, end - j, base)
-            if keep:
-                store_first(e, j, a, end - j)
-            hi, lo = lane_add(hi, lo, a)
-            j += step
-        low, lo = low_moved(low, lo, exact)
+            if j % BLOCK == 0:
+                low, lo = low_moved(low, lo, exact)
+    while j < n:
+        a = exp_first(z, j, min(step, n - j), base)
+        if keep:
+            store_first(e, j, a, min(step, n - j))
+        hi, lo = lane_add(hi, lo, a)
+        j += step
     return row_sum(hi, low_add(low, lo))
 
 
@@ -159,15 +147,14 @@ def rows_exp(z: Any, n: int, count: int, most: int, top: Any, e: Any, apart: int
 
     The next `most` rows are asked for.
     """
-    offset, zero_k, rest, least = origin(top)
-    offsets, zeros, rests, leasts = vector_room(z), vector_room(z), vector_room(z), vector_room(z)
+    offset, zero_k, rest = origin(top)
+    offsets, zeros, rests = vector_room(z), vector_room(z), vector_room(z)
     store(offsets, 0, offset)
     store(zeros, 0, zero_k)
     store(rests, 0, rest)
-    store(leasts, 0, least)
     d_hi, d_lo = splat(0.0), splat(0.0)
     for b in range(count):
-        base = splat(item(offsets, b)), splat(item(zeros, b)), splat(item(rests, b)), splat(item(leasts, b))
+        base = splat(item(offsets, b)), splat(item(zeros, b)), splat(item(rests, b))
         d = row_exp(shift(z, b * n), n, base, shift(e, b * apart), keep, exact, most * n)
         d_hi, d_lo = with_lane(d_hi, b, lane(d[0], 0)), with_lane(d_lo, b, lane(d[1], 0))
     return d_hi, d_lo
@@ -257,36 +244,34 @@ def row_exp_between(
         lead = (step - misalignment(out, 1)) % step
         store_first(out, 0, value(row, 0, lead), lead)
         apart = page_apart(shift(out, lead + 4 * step), z)
-        while apart < PAGE * step // 4 and lead + 2 * step <= n:
+        while apart < PAGE * step // 4 and lead + 4 * step <= n:
             stream(out, lead, value(row, lead, step))
             lead, apart = lead + step, apart + step
-        store(out, n - 2 * step, value(row, n - 2 * step, step))
-        store(out, n - step, value(row, n - step, step))
-    j = 0
+        for k in range(n - 4 * step, n, step):
+            store(out, k, value(row, k, step))
+    j, begun = 0, four_begun(z, 0, base)
+    while j + 4 * step <= n:
+        for k in range(j, j + 4 * step, step):
+            prefetch(following, k + AHEAD * step)
+        a_max, b_max = larger(load(following, j), a_max), larger(load(following, j + step), b_max)
+        a_max, b_max = larger(load(following, j + 2 * step), a_max), larger(load(following, j + 3 * step), b_max)
+        if writes and j + lead + 4 * step <= n:
+            for k in range(j + lead, j + lead + 4 * step, step):
+                stream(out, k, value(row, k, step))
+        this = begun
+        if j + 8 * step <= n:
+            begun = four_begun(z, j + 4 * step, base)
+        hi, lo = four_ended(this, e, j, keep, hi, lo)
+        j += 4 * step
+        if j % BLOCK == 0:
+            low, lo = low_moved(low, lo, exact)
     while j < n:
-        end = min(n, j + BLOCK)
-        while j + 2 * step <= end:
-            prefetch(following, j + AHEAD * step)
-            prefetch(following, j + (AHEAD + 1) * step)
-            a_max, b_max = larger(load(following, j), a_max), larger(load(following, j + step), b_max)
-            if writes and j + lead + 2 * step <= n:
-                stream(out, j + lead, value(row, j + lead, step))
-                stream(out, j + lead + step, value(row, j + lead + step, step))
-            a, b = exp_from(load(z, j), base), exp_from(load(z, j + step), base)
-            if keep:
-                store(e, j, a)
-                store(e, j + step, b)
-            hi, lo = lane_add(hi, lo, a)
-            hi, lo = lane_add(hi, lo, b)
-            j += 2 * step
-        while j < end:
-            a_max = larger(load_first(following, j, end - j, least), a_max)
-            a = exp_first(z, j, end - j, base)
-            if keep:
-                store_first(e, j, a, end - j)
-            hi, lo = lane_add(hi, lo, a)
-            j += step
-        low, lo = low_moved(low, lo, exact)
+        a_max = larger(load_first(following, j, min(step, n - j), least), a_max)
+        a = exp_first(z, j, min(step, n - j), base)
+        if keep:
+            store_first(e, j, a, min(step, n - j))
+        hi, lo = lane_add(hi, lo, a)
+        j += step
     d_hi, d_lo = row_sum(hi, low_add(low, lo))
     return d_hi, d_lo, largest(larger(a_max, b_max))
 

@@ -97,16 +97,15 @@ def columns_exp(
 ) -> None:  # fmt: skip
     """The exponentials, if they are to be kept, and their sums: class j adds to sum j % lanes, as in a row's lanes.
 
-    `bases` has room for four vectors a strip; sums lie `run` apart.
+    `bases` has room for three vectors a strip; sums lie `run` apart.
     """
     step = lanes(z)
     one, zero = lane_start(z)
     for c in range(0, width, step):
-        offset, zero_k, rest, least = origin(load(maxima, c))
+        offset, zero_k, rest = origin(load(maxima, c))
         store(bases, c, offset)
         store(bases, run + c, zero_k)
         store(bases, 2 * run + c, rest)
-        store(bases, 3 * run + c, least)
     for k in range(run):
         store(hi, k * step, one)
         store(lo, k * step, zero)
@@ -116,7 +115,7 @@ def columns_exp(
         for j in range(start, min(n, start + BLOCK)):
             for c in range(0, width, step):
                 prefetch(z, (j + _AHEAD) * inner + c)
-                base = load(bases, c), load(bases, run + c), load(bases, 2 * run + c), load(bases, 3 * run + c)
+                base = load(bases, c), load(bases, run + c), load(bases, 2 * run + c)
                 value = exp_from(load_first(z, j * inner + c, width - c, zero), base)
                 if keep:
                     prefetch_to_write(e, (j + _AHEAD) * inner + c)
@@ -188,7 +187,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch, doubles = np.empty((max(NARROW, (2 * step + 7) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    scratch, doubles = np.empty((max(NARROW, (2 * step + 6) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
     if n >= NARROW:
         doubles = np.empty(run * _HALVES, np.float64)
@@ -232,7 +231,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch, doubles = np.empty((max(2 * NARROW, (2 * step + 6) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    scratch, doubles = np.empty((max(2 * NARROW, (2 * step + 5) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
     if n >= NARROW:
         doubles = np.empty(run * _HALVES, np.float64)
