@@ -137,16 +137,16 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
     if type(logits) is not np.ndarray or not (size := logits.size) or not (shape := logits.shape):
         return None
     if axis is _LAST or (axis is _FIRST and size == shape[0]):
-        kernel, n_classes, how = KERNELS[name].get(logits.dtype), shape[axis], False
+        kernel, n_classes, how = KERNELS[name].get(dtype := logits.dtype), shape[axis], False
         n_rows = size // n_classes
     elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
-        kernel, n_classes, how = KERNELS[name + "_columns"].get(logits.dtype), shape[0], inner
+        kernel, n_classes, how = KERNELS[name + "_columns"].get(dtype := logits.dtype), shape[0], inner
         n_rows = -(-inner // (64 // logits.itemsize))
     else:
         return None
     if kernel is None or not (out is None or _arrays.apart(logits, out)):
         return None
-    result = np.empty_like(logits) if out is None else out
+    result = np.empty(shape, dtype) if out is None else out
     try:
         if logits.nbytes <= _SHORT or (how and size <= _SMALL and _strips_together(n_rows) == n_rows):
             kernel(logits, result, n_classes, how, 0, n_rows, 0)
@@ -449,14 +449,14 @@ def _plain_denominator(
     reduction: Any,
 ) -> float | None:  # fmt: skip
     """What the mean divides by where kernels take labels as they are, and there are no weights; None elsewhere."""
+    n_rows, n_classes = shape
     if (
         class_weight is None and sample_weight is None
         and type(label_smoothing) is float and 0.0 <= label_smoothing <= 1.0 and type(ignore_index) is int
         and -(2**63) <= ignore_index < 2**63 and type(reduction) is str and reduction in _arrays.REDUCTIONS
-        and type(targets) is np.ndarray and targets.dtype == _INT64 and targets.shape == shape[:1]
+        and type(targets) is np.ndarray and targets.dtype == _INT64 and targets.shape == (n_rows,)
         and targets.flags.num & 0x101 == 0x101
     ):  # fmt: skip
-        n_classes = shape[1]
         bad, denominator = KERNELS["check_targets"][FLOAT64](targets, n_classes, ignore_index, NOTHING, NOTHING, 0)
         if bad >= 0:
             _arrays.bad_label(targets, bad, n_classes, ignore_index)
@@ -634,10 +634,11 @@ def cross_entropy_with_grad(
     if _plain_logits(logits, axis) and grad_loss is None and (
         out is None or (_arrays.apart(logits, out) and type(targets) is np.ndarray and targets.flags.owndata)
     ):  # fmt: skip
-        denominator = _plain_denominator(logits.shape, targets, *options)
+        shape, dtype = logits.shape, logits.dtype
+        denominator = _plain_denominator(shape, targets, *options)
         if denominator is not None:
-            losses, grad = _losses(reduction, len(logits), logits.dtype), np.empty_like(logits) if out is None else out
-            streaming = _streams(grad, logits.shape[1]) and grad is not logits
+            losses, grad = _losses(reduction, shape[0], dtype), np.empty(shape, dtype) if out is None else out
+            streaming = _streams(grad, shape[1]) and grad is not logits
             divisor = denominator if reduction == "mean" else 1.0
             plain = logits, targets, NOTHING, NOTHING, ignore_index, NOTHING, 1.0, divisor, losses, grad, streaming
             try:
@@ -645,7 +646,7 @@ def cross_entropy_with_grad(
                     loss = _smoothed(logits, targets, *options[2:], denominator)
                     total = _fill_gradient(logits, loss, 1.0, NOTHING, losses, grad)
                 else:
-                    total = _sum_over_rows(KERNELS["cross_entropy_with_grad"][logits.dtype], plain, logits.shape)
+                    total = _sum_over_rows(KERNELS["cross_entropy_with_grad"][dtype], plain, shape)
                 return _reduced(reduction, total, denominator, losses), grad
             except TypeError:  # an `out` that does not fit
                 pass

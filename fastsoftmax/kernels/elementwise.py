@@ -19,12 +19,18 @@ from ._simd import (
     load_first,
     pointer,
     prefetch,
+    prefetch_to_write,
     root,
     select,
     splat,
     store,
     store_first,
 )  # fmt: skip
+
+
+# Vectors ahead that memory is asked for to be written: another core may have read the line, and stores wait for it one after the
+# other (78,400 parameters on two threads: 8.8 -> 7.1 us, 36 -> 26 where the cores are 200 ns apart).
+_AHEAD = 32
 
 
 def BYTES(real: types.Type) -> types.Type:
@@ -71,6 +77,7 @@ def sgd_update(param, grad, l2, factors, first, last):
         count = min(step, n - j)
         value = load_first(w, j, count, zero)
         slope = fma(l2, value, load_first(g, j, count, zero))
+        prefetch_to_write(w, j + _AHEAD * step)
         store_first(w, j, fma(down, slope, value), count)
         j += step
 
@@ -91,6 +98,7 @@ def momentum_update(param, grad, velocity, l2, factors, first, last):
         value = load_first(w, j, count, zero)
         slope = fma(l2, value, load_first(g, j, count, zero))
         speed = fma(keep, load_first(v, j, count, zero), slope)
+        prefetch_to_write(w, j + _AHEAD * step)
         store_first(v, j, speed, count)
         if nesterov:
             speed = fma(keep, speed, slope)
@@ -117,6 +125,7 @@ def adam_update(param, grad, mean, square, l2, factors, first, last):
         slope = fma(l2, value, load_first(g, j, count, zero))
         average = fma(keep1, load_first(m, j, count, zero), new1 * slope)
         power = fma(keep2, load_first(s, j, count, zero), new2 * (slope * slope))
+        prefetch_to_write(w, j + _AHEAD * step)
         store_first(m, j, average, count)
         store_first(s, j, power, count)
         store_first(w, j, fma(down, average / (root(power) + epsilon), value), count)
@@ -143,6 +152,7 @@ def gather(x, rows, scale, out, first, last):
         j = 0
         while j + step <= n:
             prefetch(ahead, j)
+            prefetch_to_write(q, j + _AHEAD * step)
             store(q, j, load(p, j) * factor)
             j += step
         store_first(q, j, load_first(p, j, n - j, zero) * factor, n - j)
@@ -158,6 +168,7 @@ def gather_bytes(x, rows, scale, out, first, last):
         j = 0
         while j + step <= n:
             prefetch(ahead, j)
+            prefetch_to_write(q, j + _AHEAD * step)
             store(q, j, load_bytes(p, j, factor) * factor)
             j += step
         while j < n:
