@@ -27,9 +27,8 @@ from ._simd import (
     store_first,
 )  # fmt: skip
 
-
-# Vectors ahead that memory is asked for to be written: another core may have read the line, and stores wait for it one after the
-# other (78,400 parameters on two threads: 8.8 -> 7.1 us, 36 -> 26 where the cores are 200 ns apart).
+# Vectors ahead that memory is asked for to be written: another core may have read it, and stores wait for their lines one after
+# the other (78,400 parameters on two threads: 8.8 -> 7.1 us, 36 -> 26 where the cores are 200 ns apart).
 _AHEAD = 32
 
 
