@@ -44,9 +44,9 @@ _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identi
 _SMALL, _SHORT = 1 << 16, 48 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 _RUN = 32  # strips down columns, see `_strips_together`
-# How many chunks, two, four, eight or so many, for equal shares, and elements of one where there are more than two, 4 to 40 us,
-# or 16 rows: to take one costs up to 0.5 us (softmax, 128 x 1000, float32: 15.5 us in 16 chunks, 13.2 in four).
-_CHUNKS, _LEAST, _MOST = 16, 1 << 14, 1 << 17
+# How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread: to
+# take one costs up to 0.5 us (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
+_CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
 # Bytes of output, and of a row of all arrays, from which results go past the caches, where what is read then stays (softmax,
 # 1024 x 1000, float64: 0.69 -> 0.57 ms, 0.95 -> 0.86 with a pass after it that reads the result; shorter rows gain less than
 # the scratch costs: 16384 x 1024, float32, 8.4 -> 9.9 ms).
@@ -54,17 +54,13 @@ _STREAM, _STREAM_ROW = 7 << 20, 12 << 10
 
 
 @lru_cache(maxsize=256)  # 0.7 us, a tenth of a call on 128 x 100
-def _rows_of_chunk(shape: tuple[int, ...], least: int = 1) -> int:
-    """A multiple of `least`, of 16 where rows are narrow and lie across lanes.
-
-    It does not depend on the number of threads, so that sums do not.
-    """
+def _rows_of_chunk(shape: tuple[int, ...], least: int = 1, chunks: int = _CHUNKS) -> int:
+    """For two, four, eight, ... chunks: a multiple of `least`, of 16 where rows are narrow and lie across lanes."""
     n_rows, n_columns = shape
     work = n_rows * n_columns
-    few = 1 << (max(2, min(_CHUNKS, work // _LEAST)).bit_length() - 1)
-    n_chunks = max(few, work // max(_MOST, 16 * n_columns))
+    many = max(2, min(chunks, work // _LEAST), work // max(_MOST, 16 * n_columns))
     least = max(least, 16 if n_columns < 64 else 1)
-    return -(-n_rows // (n_chunks * least)) * least
+    return -(-n_rows // ((1 << (many - 1).bit_length()) * least)) * least
 
 
 def _over_rows(
@@ -73,14 +69,14 @@ def _over_rows(
     """Run ``kernel(*arguments, first, last, job)`` over the rows, in chunks of a multiple of `least` rows."""
     n_rows, n_columns = shape
     work = n_rows * n_columns
-    if work <= small or n_rows <= least or threads_now() == 1:
+    if work <= small or n_rows <= least or (threads := threads_now()) == 1:
         kernel(*arguments, 0, n_rows, work > _SMALL)  # True: without the GIL
     else:
-        run_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape, least), work * _COST)
+        run_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape, least, 2 * threads), work * _COST)
 
 
 def _sum_over_rows(kernel: Callable[..., float], arguments: tuple[Any, ...], shape: tuple[int, ...]) -> float:
-    """The same for a kernel that returns a sum."""
+    """The same for a kernel that returns a sum, in chunks that do not depend on the number of threads."""
     n_rows, n_columns = shape
     work = n_rows * n_columns
     if work <= _SMALL:
