@@ -62,7 +62,6 @@ SPREAD = 32  # vectors from row to row, beyond which panels are copied: each row
 LANE_ROWS, LANE_COLUMNS = (2, 10) if WIDE else (1, 5)
 OUTER_ROWS, OUTER_VECTORS = (10, 2) if WIDE else (5, 1)
 LANE_DEPTH = 25  # vectors: of ten classes 16 KB, half of a first cache (60000 x 784, float64: 34 -> 27 ms; with 52 it was full)
-NEAR = 8192  # vectors of x, 512 KB: no more than that lies in a second cache and need not be asked for from memory
 AHEAD = 16  # rows of a panel
 STREAM = 1 << 19  # vectors of grad_x, 32 MB: beyond the last-level cache, written past it (60000 x 784: 14 -> 6.3 ms)
 
@@ -398,7 +397,6 @@ def turn_weight(weight, n_in, n_out, turned, row):
 def thin_product(x, n_rows, n_in, turned, row, n_out, biased, bias, relu, out, n_left):
     """out = x @ weight + bias from `turn_weight`'s copy; all are pointers. Of x, n_left rows will be read by and by."""
     step = lanes(x)
-    far = n_left * n_in > NEAR * step
     for k in range(0, max(n_in, 1), LANE_DEPTH * step):
         depth = min(LANE_DEPTH * step, n_in - k)
         begun, ended = k > 0, k + depth == n_in
@@ -408,7 +406,7 @@ def thin_product(x, n_rows, n_in, turned, row, n_out, biased, bias, relu, out, n
                 rows, to = min(LANE_ROWS, n_rows - i), shift(out, i * n_out + j)
                 p, q = shift(x, i * n_in + k), shift(turned, j * row + k)
                 acc = tile(x, LANE_ROWS, LANE_COLUMNS)
-                ahead = min(n_rows, n_left - i - rows) * n_in if far else 0
+                ahead = min(n_rows, n_left - i - rows) * n_in
                 c = across(multiply_add_lanes(acc, p, n_in, rows, q, row, step, columns, depth, ahead))
                 if begun:
                     c = add_tile(c, to, n_out, rows, columns)
