@@ -44,8 +44,8 @@ _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identi
 _SMALL, _SHORT = 1 << 16, 48 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 _RUN = 32  # strips down columns, see `_strips_together`
-# How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread: to
-# take one costs up to 0.5 us (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
+# How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
+# (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
 # Bytes of output, and of a row of all arrays, from which results go past the caches, where what is read then stays (softmax,
 # 1024 x 1000, float64: 0.69 -> 0.57 ms, 0.95 -> 0.86 with a pass after it that reads the result; shorter rows gain less than
