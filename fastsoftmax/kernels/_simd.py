@@ -13,6 +13,7 @@ to an array it passes, two atomic operations each time (fused loss-gradient at 1
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -589,6 +590,55 @@ def largest(typingctx: Any, value: Any) -> Any:
         return _halves(builder, args[0], value.lanes, lambda a, b: _larger(builder, a, b))
 
     return value.dtype(value), codegen
+
+
+def _across(builder: Any, values: list[Any], combine: Any) -> Any:
+    """One vector whose lane k combines all lanes of values[k]: halves are folded, pair by pair, in the tree of `_halves`."""
+    count = values[0].type.count
+    width = count
+    while width > 1:
+        half = width // 2
+        pairs = [(a, b) for a, b in zip(values[::2], values[1::2] + values[-1:])]
+        values = [combine(*_both_halves(builder, a, b, width)) for a, b in pairs]
+        width = half
+    return values[0]
+
+
+def _both_halves(builder: Any, a: Any, b: Any, width: int) -> tuple[Any, Any]:
+    """The first halves of a's runs of `width` lanes, then of b's; and the second."""
+    first = [s + k for s in range(0, 2 * a.type.count, width) for k in range(width // 2)]
+    return _shuffle(builder, a, b, first), _shuffle(builder, a, b, [k + width // 2 for k in first])
+
+
+@intrinsic
+def halves(typingctx: Any, a: Any, b: Any, width: Any) -> Any:
+    """The first halves of a's runs of `width` lanes, a literal, then of b's; and the second: of two folds, one is saved."""
+    if not isinstance(width, types.IntegerLiteral):
+        return None
+    run = width.literal_value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.make_tuple(builder, sig.return_type, _both_halves(builder, args[0], args[1], run))
+
+    return types.UniTuple(a, 2)(a, b, width), codegen
+
+
+def _of_eight(combine: Any) -> Any:
+    def of_eight(typingctx: Any, p: Any) -> Any:
+        vector = vector_of(p.dtype)
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            places = [_address(builder, args[0], ir.Constant(_I64, k * vector.lanes), vector) for k in range(8)]
+            return _across(builder, [builder.load(place, align=_align(vector)) for place in places], partial(combine, builder))
+
+        return vector(p), codegen
+
+    return intrinsic(of_eight)
+
+
+# `largest` and `total` of each of the eight vectors at p, in lanes 0..7: a third of the operations
+eight_largest = _of_eight(_larger)
+eight_totals = _of_eight(lambda builder, a, b: builder.fadd(a, b))
 
 
 @intrinsic

@@ -17,6 +17,7 @@ from ._simd import (
     _I32,
     _I64,
     Vector,
+    _across,
     _address,
     _align,
     _call,
@@ -281,20 +282,6 @@ def multiply_add_quarters(
     return acc(acc, a, i64, i64, b, i64, i64, i64), codegen
 
 
-def _add_across(builder: Any, values: list[Any]) -> Any:
-    """One vector whose lane k is the sum of all lanes of values[k]: halves are folded, pair by pair, in one fixed tree."""
-    count = values[0].type.count
-    width = count
-    while width > 1:
-        half = width // 2
-        low = [s + k for s in range(0, 2 * count, width) for k in range(half)]
-        high = [k + half for k in low]
-        pairs = [(a, b) for a, b in zip(values[::2], values[1::2] + values[-1:])]
-        values = [builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high)) for a, b in pairs]
-        width = half
-    return values[0]
-
-
 @intrinsic
 def across(typingctx: Any, acc: Any) -> Any:
     """The tile whose element k of row r is the sum over the lanes of acc[r, k]; beyond acc's vectors it is of no meaning."""
@@ -306,7 +293,7 @@ def across(typingctx: Any, acc: Any) -> Any:
         sums = []
         for row in range(0, len(values), acc.vectors):
             for k in range(0, acc.vectors, count):
-                sums.append(_add_across(builder, values[row + k : row + min(k + count, acc.vectors)]))
+                sums.append(_across(builder, values[row + k : row + min(k + count, acc.vectors)], builder.fadd))
         return _pack(builder, result, sums)
 
     return result(acc), codegen

@@ -22,6 +22,7 @@ from ._math import (
     pair_from_doubles,
     plus_one,
     ratio,
+    row_sum,
     two_sum,
 )  # fmt: skip
 from ._narrow import NARROW, load_tile, store_tile, tile_room, tile_size
@@ -205,7 +206,7 @@ def softmax_hessian(logits, sample_weight, scale, hess, first, last):
     for i in range(first, last):
         z, h = pointer(logits, i * n), pointer(hess, i * n)
         w = scale * (sample_weight[i] if sample_weight.size else 1.0)
-        d = row_exp(z, n, origin(splat(row_max(z, n))), h, True, True, n)
+        d = row_sum(*row_exp(z, n, origin(splat(row_max(z, n))), h, True, True, n))
         s = plus_one(d[0], d[1])
         zero, one = constant(z, 0.0, 0.0), constant(z, 1.0, 1.0)
         q = ratio(zero, splat(1.0), s[0], s[1])

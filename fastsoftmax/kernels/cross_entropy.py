@@ -164,10 +164,11 @@ def wide_cross_entropy(
             if per_row:
                 put(out, i, loss)
         return result
+    following = rows_max(pointer(logits, first * n), n, first, last, most)
     for i in range(first, last, most):
         z, count = pointer(logits, i * n), min(last - i, most)
         z_t, w, kept = rows_targets(z, n, i, count, targets, given, ignore_index)
-        top = rows_max(z, n, i, last, most)
+        top, following = following, rows_max(shift(z, most * n), n, i + most, last, most)
         d_hi, d_lo = rows_exp(z, n, count, most, top, z, n, False, True)
         store(values, 0, nonzero(kept, row_loss(z, in_doubles(top)[0], z_t, d_hi, d_lo) * w))
         for b in range(count):

@@ -23,14 +23,14 @@ from ._math import (
     exp_below,
     exp_pair,
     fast_two_sum,
-    fold_pair,
     lane_add,
+    less_one,
     log1p_pair,
-    others,
     plus_one,
     two_diff,
     two_product,
     two_sum,
+    without_start,
 )  # fmt: skip
 from ._narrow import NARROW, load_tile, store_tile, tile_max, tile_room, tile_size
 from ._simd import (
@@ -39,7 +39,6 @@ from ._simd import (
     fma,
     item,
     keep_alive,
-    lane,
     lanes,
     load,
     load_first,
@@ -53,10 +52,9 @@ from ._simd import (
     splat,
     store,
     store_narrow_first,
-    total,
     with_lane,
 )  # fmt: skip
-from ._wide import row_max, vector_room
+from ._wide import eight_vectors, row_max, rows_pair, rows_total, vector_room
 from .cross_entropy import nonzero, row_clear, row_target
 
 _UNIT = 1.0 / SHIFT64
@@ -223,7 +221,7 @@ def class_weights(like: Any, t: Any, j: int, k: int, uniform: Any, given: Any) -
 
 @inline
 def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, kept: bool) -> Any:
-    """(d and A as pairs, sum_j b_j * (m - z_j)), without what a label adds."""
+    """What is to be added up over all lanes: (d and A as pairs, sum_j b_j * (m - z_j)), without what a label adds."""
     sums, j = no_sums(), 0
     while j + 8 <= n:
         b = class_weights(z, t, j, 8, uniform, given)
@@ -233,25 +231,31 @@ def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any
         b = class_weights(z, t, j, n - j, rest, given)
         sums = add_classes(z, load_wide_first(z, j, n - j, -np.inf), m, b, given, e, e_lo, j, kept, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    d_hi, d_lo = others(hi, lo + lost, splat(SHIFT64))
-    return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), fold_pair(a_hi, a_lo), total(x_hi + x_lo)
+    return without_start(hi, lo + lost, splat(SHIFT64)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
 
 
 @inline
 def rows_sums(
-    z: Any, n: int, count: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, apart: int, kept: bool
+    z: Any, n: int, count: int, most: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, apart: int,
+    kept: bool,
 ) -> Any:  # fmt: skip
-    """The same for `count` rows, a row in each lane, and before it their maxima."""
+    """Their sums for `count` rows, a row in each lane, and before them the maxima."""
     zero = splat(0.0)
-    m, d, a, x = zero, (zero, zero), (zero, zero), zero
+    m, d_hi, d_lo = zero, eight_vectors(zero), eight_vectors(zero)
+    a_hi, a_lo, x = eight_vectors(zero), eight_vectors(zero), eight_vectors(zero)
     for b in range(count):
         row, k = shift(z, b * n), b * apart
         top = np.float64(row_max(row, n))
-        d_b, a_b, x_b = row_sums(row, n, splat(top), shift(t, b * n), uniform, rest, given, shift(e, k), shift(e_lo, k), kept)
-        m, x = with_lane(m, b, top), with_lane(x, b, x_b)
-        d = with_lane(d[0], b, lane(d_b[0], 0)), with_lane(d[1], b, lane(d_b[1], 0))
-        a = with_lane(a[0], b, lane(a_b[0], 0)), with_lane(a[1], b, lane(a_b[1], 0))
-    return m, d, a, x
+        d, a, x_b = row_sums(row, n, splat(top), shift(t, b * n), uniform, rest, given, shift(e, k), shift(e_lo, k), kept)
+        m = with_lane(m, b, top)
+        store(d_hi, b * 8, d[0])
+        store(d_lo, b * 8, d[1])
+        store(a_hi, b * 8, a[0])
+        store(a_lo, b * 8, a[1])
+        store(x, b * 8, x_b)
+    d = less_one(*rows_pair(d_hi, d_lo, count, most), splat(SHIFT64))
+    a = rows_pair(a_hi, a_lo, count, most)
+    return m, (d[0] * splat(_UNIT), d[1] * splat(_UNIT)), a, rows_total(x, count, most)
 
 
 @inline
@@ -355,7 +359,7 @@ def soft_rows(
             m = tile_max(e, n)
             d, a, x = tile_sums(like, n, m, t_tile, uniform, given, e, e_lo)
         else:
-            m, d, a, x = rows_sums(z, n, count, p, uniform, rest, given, e, e_lo, apart, wanted)
+            m, d, a, x = rows_sums(z, n, count, most, p, uniform, rest, given, e, e_lo, apart, wanted)
         z_t, e_t, w_t, counts, w, factor = zero, (zero, zero), splat(1.0), splat(1.0), splat(1.0), splat(scale)
         for b in range(count):
             if not soft:

@@ -212,10 +212,10 @@ def logsumexp(logits, lse, n, first, last):
     else:
         z, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
         most = rows_together(z, n)
+        following = rows_max(shift(z, first * n), n, first, last, most)
         for i in range(first, last, most):
-            count = min(last - i, most)
-            row = shift(z, i * n)
-            top = rows_max(row, n, i, last, most)
+            row, count = shift(z, i * n), min(last - i, most)
+            top, following = following, rows_max(shift(row, most * n), n, i + most, last, most)
             d_hi, d_lo = rows_exp(row, n, count, most, top, row, n, False, True)
             value = shifted_log(z, in_doubles(top)[0], d_hi, d_lo)
             store_first(pointer(lse, 0), i, from_doubles(zero, value, value), count)
