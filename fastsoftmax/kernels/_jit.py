@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,6 @@ from ._layout import (
     DONE,
     FAILED,
     FROM_END,
-    JOB,
     JOB_BOARD,
     JOB_HELPERS,
     JOB_HOLDS,
@@ -186,69 +186,70 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
         def codegen(context, builder, _, args):
             context.active_code_library.add_linking_library(compiled.library)
             python = context.get_python_api(builder)
-            job, one = args[1], _int64(1)
+            job = args[1]
             values = [
                 as_array(context, builder, kind, value) if isinstance(kind, Borrowed) else value
                 for kind, value in zip(arguments, cgutils.unpack_tuple(builder, args[0]), strict=True)
             ]
+            none, one = _int64(0), _int64(1)
             state = cgutils.alloca_once(builder, cgutils.voidptr_t)
-            released = builder.icmp_signed("!=", job, _int64(0))
 
-            def release():
-                with builder.if_then(released):
+            @contextmanager
+            def without_gil(condition):
+                with builder.if_then(condition):
                     builder.store(python.save_thread(), state)
-
-            def hold():
-                with builder.if_then(released):
+                yield
+                with builder.if_then(condition):
                     python.restore_thread(builder.load(state))
 
+            def in_one():
+                with without_gil(builder.icmp_signed("!=", job, none)):
+                    return context.call_internal_no_propagate(builder, compiled.fndesc, sig, values)
+
             if not chunked:
-                release()
-                status, value = context.call_internal_no_propagate(builder, compiled.fndesc, sig, values)
-                hold()
+                status, value = in_one()
                 with cgutils.if_unlikely(builder, status.is_error):
                     context.call_conv.return_status_propagate(builder, status)
                 return value
 
-            # Without a job there is one of one chunk.
-            rows, keep = builder.sub(values[-1], values[-2]), builder.zext(builder.not_(released), _int64)
-            rows = builder.select(builder.icmp_signed(">", rows, one), rows, one)
-            result = cgutils.alloca_once_value(builder, _int64(0))
-            fields = dict.fromkeys(range(JOB), _int64(0))
-            fields |= {JOB_ROWS: rows, JOB_HOLDS: keep, JOB_RESULTS: builder.ptrtoint(result, _int64)}
-            own, tally = cgutils.alloca_once(builder, _int64, size=JOB), cgutils.alloca_once(builder, _int64, size=TALLY)
-            for k, value in fields.items():
-                builder.store(value, builder.gep(own, [_int64(k)]))
+            result, tally = cgutils.alloca_once_value(builder, none), cgutils.alloca_once(builder, _int64, size=TALLY)
             for k in range(TALLY):
-                builder.store(_int64(0), builder.gep(tally, [_int64(k)]))
-            job = builder.select(builder.icmp_signed(">", job, one), job, builder.ptrtoint(own, _int64))
-            field = partial(_field, builder, job)
+                builder.store(none, builder.gep(tally, [_int64(k)]))
             frame = ir.LiteralStructType([*(value.type for value in values), _int64, _int64])
             assert context.get_abi_sizeof(frame) <= 8 * (RECORD - OF_FRAME), "a record has no room for so many arguments"
             share = _share(context, builder.module, compiled, sig, frame)
 
-            record = builder.load(field(JOB_RECORD))
-            recorded, of_record = cgutils.is_not_null(builder, record), partial(_field, builder, record)
-            address = builder.bitcast(cgutils.alloca_once(builder, frame), _int64.as_pointer())
-            address = builder.select(recorded, of_record(OF_FRAME), address)
-            of_call = builder.ptrtoint(builder.select(recorded, of_record(OF_TALLY), tally), _int64)
-            builder.store(cgutils.pack_struct(builder, [*values, job, of_call]), builder.bitcast(address, frame.as_pointer()))
-            with builder.if_else(recorded, likely=False) as (then, otherwise):
-                with then:
-                    builder.store(builder.ptrtoint(share, _int64), of_record(OF_FUNCTION))
-                with otherwise:
-                    released = builder.icmp_signed("==", builder.load(field(JOB_HOLDS)), _int64(0))
-                    release()
-                    board, long = builder.load(field(JOB_BOARD)), builder.load(field(JOB_LONG))
-                    argument = builder.ptrtoint(address, _int64)
-                    offered = context.compile_internal(
-                        builder, offer, types.boolean(*[types.int64] * 5),
-                        [board, builder.ptrtoint(share, _int64), argument, builder.load(field(JOB_HELPERS)), long],
-                    )  # fmt: skip
-                    builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), _int64(0)])
-                    with builder.if_then(offered):
-                        context.compile_internal(builder, take_back, types.void(types.int64, types.int64), [board, long])
-                    hold()
+            def in_chunks():
+                field = partial(_field, builder, job)
+                record = builder.load(field(JOB_RECORD))
+                recorded, of_record = cgutils.is_not_null(builder, record), partial(_field, builder, record)
+                address = builder.bitcast(cgutils.alloca_once(builder, frame), _int64.as_pointer())
+                address = builder.select(recorded, of_record(OF_FRAME), address)
+                of_call = builder.ptrtoint(builder.select(recorded, of_record(OF_TALLY), tally), _int64)
+                filled = cgutils.pack_struct(builder, [*values, job, of_call])
+                builder.store(filled, builder.bitcast(address, frame.as_pointer()))
+                with builder.if_else(recorded, likely=False) as (then, otherwise):
+                    with then:
+                        builder.store(builder.ptrtoint(share, _int64), of_record(OF_FUNCTION))
+                    with otherwise, without_gil(builder.icmp_signed("==", builder.load(field(JOB_HOLDS)), none)):
+                        board, long = builder.load(field(JOB_BOARD)), builder.load(field(JOB_LONG))
+                        offered = context.compile_internal(
+                            builder, offer, types.boolean(*[types.int64] * 5),
+                            [board, builder.ptrtoint(share, _int64), builder.ptrtoint(address, _int64),
+                             builder.load(field(JOB_HELPERS)), long],
+                        )  # fmt: skip
+                        builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), none])
+                        with builder.if_then(offered):
+                            context.compile_internal(builder, take_back, types.void(types.int64, types.int64), [board, long])
+
+            with builder.if_else(builder.icmp_unsigned(">", job, one), likely=False) as (shared, alone):
+                with shared:
+                    in_chunks()
+                with alone, builder.if_then(builder.icmp_signed("<", values[-2], values[-1])):
+                    status, value = in_one()
+                    builder.store(builder.zext(status.is_error, _int64), builder.gep(tally, [_int64(FAILED)]))
+                    if sig.return_type != types.void:
+                        builder.store(value, builder.bitcast(result, value.type.as_pointer()))
             failed = builder.load(builder.gep(tally, [_int64(FAILED)]))
             with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, failed)):
                 context.call_conv.return_user_exc(builder, RuntimeError, (_FAILURE,))
