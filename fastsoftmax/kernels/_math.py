@@ -163,7 +163,17 @@ def exp_ended(begun: Any) -> Any:
 @inline
 def exp_below(s: Any) -> Any:
     """exp(s) * 2**SHIFT for s <= 0, within 1.3 ulps, exactly 2**SHIFT at 0."""
-    return exp_from(s, origin(constant(s, 0.0, 0.0))) * constant(s, _INVERSE32, _INVERSE64[0])
+    return exp_below_ended(exp_below_begun(s))
+
+
+@inline
+def exp_below_begun(s: Any) -> Any:
+    return exp_begun(s, origin(constant(s, 0.0, 0.0)))
+
+
+@inline
+def exp_below_ended(begun: Any) -> Any:
+    return exp_ended(begun) * constant(begun[0], _INVERSE32, _INVERSE64[0])
 
 
 # ---- the sum of a row's exponentials, less one ------------------------------------------------------------------------
@@ -587,12 +597,24 @@ def exp_pair(s: Any, lo: Any) -> Any:
 
     The low part is an ulp of the high one at most, and fades below exp = 1e-290.
     """
+    return exp_pair_ended(exp_pair_begun(s, lo))
+
+
+@inline
+def exp_pair_begun(s: Any, lo: Any) -> Any:
+    """Its first half, see `exp_begun`."""
     t = fma(s, splat(8.0 * _LOG2E), splat(_ZERO64))
     k = t - splat(_ZERO64)
     r, error = two_diff(fma(k, splat(-_EIGHTH_1), s), k * splat(_EIGHTH_2))
     r, r_lo = fast_two_sum(r, error + (lo - k * splat(_EIGHTH_3)))
     # expm1(r) = r + r^2 (1/2 + r (1/6 + r T(r))), in pairs but for T; then 2^(k/8) times one more
     a, a_lo = fast_two_sum(splat(1.0 / 6.0), r * polynomial(r, _T, _T))
+    return t, r, r_lo, a, a_lo
+
+
+@inline
+def exp_pair_ended(begun: Any) -> Any:
+    t, r, r_lo, a, a_lo = begun
     p, error = two_product(r, a)
     b, b_lo = fast_two_sum(splat(0.5), p)
     b_lo = b_lo + fma(r, a_lo + splat(_6TH_LO), fma(r_lo, a, error))

@@ -20,8 +20,10 @@ import numpy as np
 from ._jit import DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
 from ._math import (
     SHIFT64,
-    exp_below,
-    exp_pair,
+    exp_below_begun,
+    exp_below_ended,
+    exp_pair_begun,
+    exp_pair_ended,
     fast_two_sum,
     lane_add,
     less_one,
@@ -100,11 +102,19 @@ def gradient(like, a, e, b, d):
 
 
 @by_type
-def exponential(like, s, error):
-    """exp(s + error), times 2**SHIFT, as a pair."""
+def exponential_begun(like, s, error):
+    """The first half of exp(s + error), times 2**SHIFT, see `exp_begun`."""
     if like.dtype is V32.dtype:
-        return lambda like, s, error: (exp_below(s), splat(0.0))
-    return lambda like, s, error: exp_pair(s, error)
+        return lambda like, s, error: exp_below_begun(s)
+    return lambda like, s, error: exp_pair_begun(s, error)
+
+
+@by_type
+def exponential_ended(like, begun):
+    """The second: it as a pair."""
+    if like.dtype is V32.dtype:
+        return lambda like, begun: (exp_below_ended(begun), splat(0.0))
+    return lambda like, begun: exp_pair_ended(begun)
 
 
 @by_type
@@ -190,11 +200,17 @@ def no_sums() -> Any:
 
 
 @inline
-def add_classes(like: Any, z: Any, m: Any, b: Any, given: Any, e: Any, e_lo: Any, at: int, kept: bool, sums: Any) -> Any:
-    """Add a vector of logits and their weights; e[at..] gets the exponentials if they are to be kept."""
-    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
+def classes_begun(like: Any, z: Any, m: Any) -> Any:
+    """A vector of logits less the maximum, and the first halves of their exponentials."""
     s, error = two_diff(z, m)
-    value = exponential(like, s, error)
+    return s, exponential_begun(like, s, error)
+
+
+@inline
+def add_classes(like: Any, begun: Any, b: Any, given: Any, e: Any, e_lo: Any, at: int, kept: bool, sums: Any) -> Any:
+    """Add them and their weights; e[at..] gets the exponentials if they are to be kept."""
+    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
+    s, value = begun[0], exponential_ended(like, begun[1])
     if kept:
         store_pair(like, e, e_lo, at, value)
     hi, lo, lost = add_exponential(like, hi, lo, lost, value)
@@ -220,16 +236,34 @@ def class_weights(like: Any, t: Any, j: int, k: int, uniform: Any, given: Any) -
 
 
 @inline
+def begun_at(z: Any, j: int, n: int, m: Any) -> Any:
+    """`classes_begun` of a row's vector at j; -inf stands for what lies beyond its end.
+
+    Two vectors are begun before the two before them are ended (1,000 classes, with the gradient: float64 64 -> 51 cycles for
+    eight, float32 23 -> 18).
+    """
+    if j + 8 <= n:
+        return classes_begun(z, load_wide(z, j), m)
+    return classes_begun(z, load_wide_first(z, j, n - j, -np.inf), m)
+
+
+@inline
 def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, kept: bool) -> Any:
     """What is to be added up over all lanes: (d and A as pairs, sum_j b_j * (m - z_j)), without what a label adds."""
-    sums, j = no_sums(), 0
-    while j + 8 <= n:
+    sums, j, begun, more = no_sums(), 0, begun_at(z, 0, n, m), begun_at(z, 8, n, m)
+    while j + 16 <= n:
+        this, other, begun, more = begun, more, begun_at(z, j + 16, n, m), begun_at(z, j + 24, n, m)
+        for _ in range(2):
+            b = class_weights(z, t, j, 8, uniform, given)
+            sums = add_classes(z, this, b, given, e, e_lo, j, kept, sums)
+            this, j = other, j + 8
+    if j + 8 <= n:
         b = class_weights(z, t, j, 8, uniform, given)
-        sums = add_classes(z, load_wide(z, j), m, b, given, e, e_lo, j, kept, sums)
-        j += 8
+        sums = add_classes(z, begun, b, given, e, e_lo, j, kept, sums)
+        begun, j = more, j + 8
     if j < n:
         b = class_weights(z, t, j, n - j, rest, given)
-        sums = add_classes(z, load_wide_first(z, j, n - j, -np.inf), m, b, given, e, e_lo, j, kept, sums)
+        sums = add_classes(z, begun, b, given, e, e_lo, j, kept, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
     return without_start(hi, lo + lost, splat(SHIFT64)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
 
@@ -309,7 +343,7 @@ def tile_sums(like: Any, n: int, m: Any, t: Any, uniform: Any, given: Any, e: An
     sums = no_sums()
     for j in range(n):
         b = lane_class_weights(like, t, j, uniform, given)
-        sums = add_classes(like, load(e, j * 8), m, b, given, e, e_lo, j * 8, True, sums)
+        sums = add_classes(like, classes_begun(like, load(e, j * 8), m), b, given, e, e_lo, j * 8, True, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
     d_hi, d_lo = two_sum(hi - splat(3.0 * SHIFT64), lo + lost)
     return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
