@@ -340,10 +340,11 @@ def lane_class_weights(like: Any, t: Any, j: int, uniform: Any, given: Any) -> A
 @inline
 def tile_sums(like: Any, n: int, m: Any, t: Any, uniform: Any, given: Any, e: Any, e_lo: Any) -> Any:
     """As `row_sums`, of each lane; e holds the logits, then the exponentials."""
-    sums = no_sums()
+    sums, begun = no_sums(), classes_begun(like, load(e, 0), m)
     for j in range(n):
+        this, begun = begun, classes_begun(like, load(e, min(j + 1, n - 1) * 8), m)
         b = lane_class_weights(like, t, j, uniform, given)
-        sums = add_classes(like, classes_begun(like, load(e, j * 8), m), b, given, e, e_lo, j * 8, True, sums)
+        sums = add_classes(like, this, b, given, e, e_lo, j * 8, True, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
     d_hi, d_lo = two_sum(hi - splat(3.0 * SHIFT64), lo + lost)
     return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
