@@ -184,6 +184,12 @@ def add_out(r, call, dtype, shape, in_place):
         call.options["out"] = both[abs(by) + by :][:size].reshape(shape)
         call.roots.append(root)
         return
+    call.options["out"] = place_apart(r, call, dtype, shape)
+
+
+def place_apart(r, call, dtype, shape):
+    """An array of any layout, with poison around and between its rows."""
+    item = dtype.itemsize
     steps = [r.choice([1, 1, 1, 2, -1]) for _ in shape]
     order = sorted(range(len(shape)), key=lambda k: r.random()) if r.random() < 0.3 else list(range(len(shape)))
     strides, stride = [0] * len(shape), item
@@ -197,8 +203,8 @@ def add_out(r, call, dtype, shape, in_place):
     out = np.ndarray(shape, dtype, root, before + first, strides)
     if r.random() < 0.1:
         out = out.view(r.choice([np.memmap, Subclass]))
-    call.options["out"] = out
     call.roots.append(root)
+    return out
 
 
 # ---- functions ---------------------------------------------------------------------------------------------------------
@@ -369,6 +375,11 @@ def draw_product(r, function):
     if function == "affine_backward":
         if r.random() < 0.3:
             call.options["need_grad_x"] = call.plain_options["need_grad_x"] = False
+        if r.random() < 0.5:
+            shapes = [None if "need_grad_x" in call.options else x.shape, weight.shape, (n_out,)]
+            shapes = [None if r.random() < 0.2 else shape for shape in shapes]
+            dtype = np.result_type(*call.plain)
+            call.options["out"] = tuple(None if shape is None else place_apart(r, call, dtype, shape) for shape in shapes)
         return call
     if r.random() < 0.6:
         add(r, call, numbers(r, call, (n_out,), tame=True))
@@ -515,6 +526,14 @@ def _replace(call, place, value):
 
 def _spoil_out(r, call):
     out = call.options["out"]
+    if isinstance(out, tuple):  # one of them
+        places = [k for k, a in enumerate(out) if a is not None]
+        if places:
+            k = r.choice(places)
+            call.options["out"] = out[k]
+            _spoil_out(r, call)
+            call.options["out"] = (*out[:k], call.options["out"], *out[k + 1 :])
+        return
     kind = r.choice(["read-only", "shape", "dtype", "masked", "matrix", "list", "number"])
     call.expects = (TypeError,)
     if kind == "read-only":
@@ -597,9 +616,9 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
 def check(call):
     """Make the call; an AssertionError if it is not as it must be."""
     out = call.options.get("out")
-    out = out if isinstance(out, np.ndarray) else None
+    outs = [a if isinstance(a, np.ndarray) else None for a in (out if isinstance(out, tuple) else (out,))]
     before = [root.tobytes() for root in call.roots]
-    kept = None if out is None else np.array(out, subok=False)
+    kept = [None if a is None else np.array(a, subok=False) for a in outs]
     error = result = None
     with _settings(**call.settings), np.errstate(all=call.settings.get("errors", "warn")):
         try:
@@ -612,15 +631,16 @@ def check(call):
             assert word in str(error), f"{word!r} is not in {str(error)!r}"
         assert type(error) in (TypeError, ValueError, IndexError), f"{error!r}"
     else:
-        if out is not None:
-            given = result[1] if isinstance(result, tuple) else result
-            assert given is out, "the result is not out"
-            values = np.array(out, subok=False)
-            result = (result[0], values) if isinstance(result, tuple) else values
+        results = list(result) if isinstance(result, tuple) else [result]
+        for k, a in enumerate(outs, len(results) - len(outs)):  # a loss has none
+            if a is not None:
+                assert results[k] is a, "the result is not out"
+                results[k] = np.array(a, subok=False)
         with np.errstate(all="ignore"):
-            judge(call, result)
-        if out is not None:
-            np.asarray(out)[...] = kept
+            judge(call, tuple(results) if isinstance(result, tuple) else results[0])
+        for a, old in zip(outs, kept):
+            if a is not None:
+                np.asarray(a)[...] = old
     for root, old in zip(call.roots, before):
         assert root.tobytes() == old, "memory has changed that is not out's"
     for given, old in call.lists:
