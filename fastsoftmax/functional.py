@@ -442,7 +442,7 @@ def _loss_arguments(
 def _plain_logits(logits: Any, axis: Any) -> TypeGuard[Array]:
     """Whether kernels take them as they are, or refuse them with a TypeError because they lie otherwise.
 
-    1 x 10 is all overhead: 1.7 us this way, 25 without.
+    1 x 10 is all overhead: the loss and its gradient take 1.5 us this way, 25 without.
     """
     return axis is _LAST and type(logits) is ndarray and logits.dtype in _NONE and logits.ndim == 2 and logits.size > 0
 
