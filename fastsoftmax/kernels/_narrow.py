@@ -30,16 +30,13 @@ from ._math import (
 from ._simd import (
     any_lane,
     constant,
-    item,
     lanes,
     larger,
     load,
     misalignment,
-    number,
     pointer,
     prefetch,
     prefetch_to_write,
-    put,
     select,
     shift,
     splat,
@@ -76,22 +73,13 @@ def aligned(scratch: Any) -> Any:
 
 @inline
 def load_tile(z: Any, n: int, rows: int, tile: Any) -> None:
-    """A single row goes to every lane as it is (1 x 10, float32, with `store_tile`: 170 -> 144 ns)."""
-    if rows == 1:
-        for j in range(n):
-            store(tile, j * lanes(tile), splat(number(tile, np.float64(item(z, j)))))
-    else:
-        load_transposed(z, n, rows, n, tile)
+    load_transposed(z, n, rows, n, tile)
 
 
 @inline
 def store_tile(tile: Any, out: Any, n: int, rows: int) -> None:
     """A square at a time; the last one overlaps the one before, so that no square is a part."""
     step = lanes(tile)
-    if rows == 1:
-        for j in range(n):
-            put(out, j, number(out, np.float64(item(tile, j * step))))
-        return
     for j in range(0, n, step):
         k = max(0, min(j, n - step))
         store_transposed(shift(tile, k * step), shift(out, k), n, rows, min(step, n))
