@@ -566,3 +566,19 @@ def test_affine_backward_into_given_arrays(place, lead, dtype_name, rng):
     got = fs.affine_backward(grad_out, x, weight, need_grad_x=needed, out=tuple(given))
     assert_same_bits(got, expected)
     assert all(g is None or a is g for a, g in zip(got, given))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", range(64, 96))
+def test_smoothed_rows_of_every_length(n, dtype):
+    """Vectors are worked on in pairs, begun before they are needed: every way in which a row can end."""
+    rng = np.random.default_rng(n)
+    z, targets = (3 * rng.standard_normal((3, n))).astype(dtype), rng.integers(0, n, 3)
+    loss, grad = fs.cross_entropy_with_grad(z, targets, label_smoothing=0.1, reduction="sum")
+    wide = z.astype(np.longdouble)
+    log_p = wide - wide.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    wanted = 0.9 * np.eye(n)[targets] + 0.1 / n
+    rtol = 16 * np.finfo(dtype).eps
+    np.testing.assert_allclose(grad, np.exp(log_p) - wanted, rtol=rtol, atol=rtol * 1e-3)
+    np.testing.assert_allclose(loss, -(wanted * log_p).sum(), rtol=rtol)
