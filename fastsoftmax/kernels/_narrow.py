@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._jit import inline
 from ._math import (
     TOP32,
@@ -26,12 +24,12 @@ from ._math import (
     low_sums,
     origin,
     reciprocal,
+    scaled,
 )  # fmt: skip
 from ._simd import (
     any_lane,
     constant,
     lanes,
-    larger,
     load,
     misalignment,
     pointer,
@@ -72,39 +70,38 @@ def aligned(scratch: Any) -> Any:
 
 
 @inline
-def load_tile(z: Any, n: int, rows: int, tile: Any) -> None:
-    load_transposed(z, n, rows, n, tile)
+def load_tile(z: Any, n: int, rows: int, tile: Any) -> Any:
+    """Returns each lane's maximum, NaN passed over."""
+    return load_transposed(z, n, rows, n, tile)
 
 
 @inline
-def store_tile(tile: Any, out: Any, n: int, rows: int) -> None:
-    """A square at a time; the last one overlaps the one before, so that no square is a part."""
-    step = lanes(tile)
+def tile_target(tile: Any, n: int, labels: Any) -> Any:
+    """The logit of each lane's own label (0 where no class matches)."""
+    z_t, c, one = constant(tile, 0.0, 0.0), constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
+    for j in range(n):
+        z_t = select(labels == c, load(tile, j * lanes(tile)), z_t)
+        c = c + one
+    return z_t
+
+
+@inline
+def store_tile(out: Any, n: int, rows: int, value: Any, source: Any) -> None:
+    """out[r * n + j] = value(source, j)[r]; source[0] is a tile.
+
+    A square at a time; the last one overlaps the one before, so that no square is a part.
+    """
+    step = lanes(source[0])
     for j in range(0, n, step):
         k = max(0, min(j, n - step))
-        store_transposed(shift(tile, k * step), shift(out, k), n, rows, min(step, n))
+        store_transposed(value, source, k, shift(out, k), n, rows, min(step, n))
 
 
 @inline
-def tile_max(tile: Any, n: int) -> Any:
-    """Each lane's maximum, NaN passed over."""
-    m = constant(tile, -np.inf, -np.inf)
-    for j in range(n):
-        m = larger(load(tile, j * lanes(tile)), m)
-    return m
-
-
-@inline
-def tile_max_and_target(tile: Any, n: int, labels: Any) -> Any:
-    """The same, and the logit of each lane's own label (0 where no class matches)."""
-    m, z_t = constant(tile, -np.inf, -np.inf), constant(tile, 0.0, 0.0)
-    c, one = constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
-    for j in range(n):
-        z = load(tile, j * lanes(tile))
-        m = larger(z, m)
-        z_t = select(labels == c, z, z_t)
-        c = c + one
-    return m, z_t
+def tile_scaled(source: Any, j: int) -> Any:
+    """Exponentials made probabilities."""
+    tile, hi, lo = source
+    return scaled(load(tile, j * lanes(tile)), hi, lo)
 
 
 @inline

@@ -16,8 +16,6 @@ import numpy as np
 
 from ._jit import by_type, inline
 from ._math import (
-    SHIFT32,
-    SHIFT64,
     eight_pairs,
     fold_pair,
     four_begun,
@@ -31,6 +29,7 @@ from ._math import (
     rest_begun,
     rest_ended,
     row_sum,
+    scaled,
     sum_ended,
     sum_parts,
 )  # fmt: skip
@@ -39,7 +38,6 @@ from ._simd import (
     constant,
     eight_largest,
     eight_totals,
-    fma,
     item,
     lane,
     lanes,
@@ -48,7 +46,6 @@ from ._simd import (
     load,
     load_first,
     misalignment,
-    narrow,
     pointer,
     prefetch,
     shift,
@@ -58,10 +55,8 @@ from ._simd import (
     store_first,
     stream,
     total,
-    widen,
     with_lane,
 )  # fmt: skip
-from ._target import FMA
 
 vector_room = stack(64)  # a number for each of the rows worked on together
 eight_vectors = stack(512)  # a vector for each
@@ -218,23 +213,6 @@ def rows_pair(hi: Any, lo: Any, count: int, most: int) -> Any:
         s, rest = fold_pair(load(hi, b * 8), load(lo, b * 8))
         sums, rests = with_lane(sums, b, lane(s, 0)), with_lane(rests, b, lane(rest, 0))
     return sums, rests
-
-
-@by_type
-def scaled(value, q_hi, q_lo):
-    """value * 2**-SHIFT * (q_hi + q_lo), rounded once in the normal range and again only below it."""
-    if value == V32 and not FMA:  # a product and a sum would be rounded: 2.03 ulps in all, not under 2
-
-        def floats(value, q_hi, q_lo):
-            a, b = widen(value)
-            h0, h1 = widen(q_hi)
-            l0, l1 = widen(q_lo)
-            return narrow(a * (h0 + l0), b * (h1 + l1)) * splat(np.float32(1.0 / SHIFT32))
-
-        return floats
-    return lambda value, q_hi, q_lo: (
-        fma(value, q_hi, value * q_lo) * constant(value, 1.0 / SHIFT32, 1.0 / SHIFT64)
-    )
 
 
 @inline

@@ -27,11 +27,12 @@ from ._math import (
     origin,
     plus_one,
     ratio,
+    scaled,
     times_unit,
     two_diff,
     two_sum,
 )  # fmt: skip
-from ._narrow import NARROW, aligned, tile_exp, tile_exp_reciprocal, tile_max
+from ._narrow import NARROW, aligned, tile_exp, tile_exp_reciprocal
 from ._simd import (
     V32,
     constant,
@@ -49,7 +50,7 @@ from ._simd import (
     store_first,
     widen,
 )  # fmt: skip
-from ._wide import BLOCK, scaled
+from ._wide import BLOCK
 
 _STRIPS = 16  # side by side: runs of 1 KiB (32000 x 256, float32: 4.2 ms, 10.5 in runs of 512 bytes)
 _COLUMNS = 1024  # so many, or fewer, are all taken side by side (float64, 32000 x 256: 32 -> 15 ms, x 512: 66 -> 33)
@@ -73,9 +74,14 @@ def put_first(p: Any, k: int, value: Any, n: int) -> None:
 
 # ---- few classes --------------------------------------------------------------------------------------------------------
 @inline
-def load_strip(z: Any, n: int, inner: int, columns: int, tile: Any) -> None:
+def load_strip(z: Any, n: int, inner: int, columns: int, tile: Any) -> Any:
+    """As `load_tile`, where nothing is to be transposed."""
+    m, zero = constant(z, -np.inf, -np.inf), constant(z, 0.0, 0.0)
     for j in range(n):
-        store(tile, j * lanes(z), load_first(z, j * inner, columns, constant(z, 0.0, 0.0)))
+        value = load_first(z, j * inner, columns, zero)
+        store(tile, j * lanes(z), value)
+        m = larger(value, m)
+    return m
 
 
 # ---- many classes -------------------------------------------------------------------------------------------------------
@@ -203,8 +209,8 @@ def softmax_columns(logits, probs, n, inner, first, last):
         k += count
         if n < NARROW:
             for c in range(0, width, step):
-                load_strip(shift(z, c), n, inner, width - c, tile)
-                q = tile_exp_reciprocal(tile, n, tile_max(tile, n), tile, tile)
+                m = load_strip(shift(z, c), n, inner, width - c, tile)
+                q = tile_exp_reciprocal(tile, n, m, tile, tile)
                 for j in range(n):
                     put_first(out, j * inner + c, scaled(load(tile, j * step), q[0], q[1]), width - c)
         else:
@@ -247,8 +253,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
         k += count
         if n < NARROW:
             for c in range(0, width, step):
-                load_strip(shift(z, c), n, inner, width - c, tile)
-                m = tile_max(tile, n)
+                m = load_strip(shift(z, c), n, inner, width - c, tile)
                 d, e = tile_exp(tile, n, m, shift(tile, NARROW * step), tile, tile)
                 log = from_doubles(m, log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0])
                 for j in range(n):

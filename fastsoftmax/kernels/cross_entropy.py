@@ -25,6 +25,7 @@ from ._math import (
     origin,
     plus_one,
     ratio,
+    scaled,
     two_diff,
     two_sum,
 )  # fmt: skip
@@ -33,9 +34,9 @@ from ._narrow import (
     load_tile,
     store_tile,
     tile_exp,
-    tile_max_and_target,
     tile_room,
     tile_size,
+    tile_target,
     tiles_together,
 )  # fmt: skip
 from ._simd import (
@@ -49,6 +50,7 @@ from ._simd import (
     lanes,
     load,
     load_labels,
+    number,
     pointer,
     put,
     select,
@@ -71,7 +73,6 @@ from ._wide import (
     rows_max,
     rows_together,
     scale_at,
-    scaled,
     vector_room,
     write_row,
 )  # fmt: skip
@@ -324,24 +325,24 @@ def nonzero(keep: Any, value: Any) -> Any:
 
 
 _weight_room = stack(128)
+_class_room = stack(8 * NARROW)
 _sum_room = stack(2048)  # four vectors of doubles for each of eight tiles
 
 
 @inline
 def load_tiles(
-    z: Any, n: int, targets: Any, start: int, last: int, count: int, tiles: Any, size: int, maxima: Any, z_t: Any, labels: Any
+    z: Any, n: int, targets: Any, ignore_index: int, start: int, last: int, count: int, tiles: Any, size: int, maxima: Any,
+    z_t: Any, labels: Any,
 ) -> None:  # fmt: skip
     """Fill `count` tiles from row `start` on; each lane's maximum, its label's logit and its label beside them."""
     step = lanes(tiles)
     for b in range(count):
         i, tile = start + b * step, shift(tiles, b * size)
         rows = min(step, last - i)
-        load_tile(shift(z, i * n), n, rows, tile)
-        own = load_labels(tile, targets, i, rows)
-        m, target = tile_max_and_target(tile, n, own)
-        store(labels, b * step, own)
-        store(maxima, b * step, m)
-        store(z_t, b * step, target)
+        store(maxima, b * step, load_tile(shift(z, i * n), n, rows, tile))
+        store(labels, b * step, load_labels(tile, targets, i, rows))
+    for b in range(count):
+        store(z_t, b * step, tile_target(shift(tiles, b * size), n, load(labels, b * step)))
 
 
 @inline
@@ -366,7 +367,7 @@ def narrow_cross_entropy(
     acc = splat(0.0)
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        load_tiles(z, n, targets, start, last, count, tiles, size, maxima, z_t, labels)
+        load_tiles(z, n, targets, ignore_index, start, last, count, tiles, size, maxima, z_t, labels)
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             rows = min(step, last - i)
@@ -395,10 +396,12 @@ def narrow_gradient(
     labels = shift(tiles, most * (size + 5 * step))
     q_hi, q_lo = shift(tiles, most * (size + 2 * step)), shift(tiles, most * (size + 3 * step))
     g_t = shift(tiles, most * (size + 4 * step))
-    acc, sums = splat(0.0), _sum_room(splat(0.0))
+    acc, sums, classes = splat(0.0), _sum_room(splat(0.0)), _class_room(z)
+    for j in range(n):
+        put(classes, j, number(z, np.float64(j)))
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        load_tiles(z, n, targets, start, last, count, tiles, size, maxima, z_t, labels)
+        load_tiles(z, n, targets, ignore_index, start, last, count, tiles, size, maxima, z_t, labels)
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = shift(z, (i + most * step) * n), shift(gradient, i * n)
@@ -427,26 +430,29 @@ def narrow_gradient(
             e0, e1 = exponentials(exp_from(target, origin(m)))
             g0 = target_grad(q0[0], e0, d[0], d[1])
             g1 = target_grad(q1[0], e1, e[0], e[1])
-            q = multiplier(m, q0, q1)
-            store(q_hi, b * step, q[0])
-            store(q_lo, b * step, q[1])
-            store(g_t, b * step, from_doubles(m, g0, g1))
+            (hi, lo), g = multiplier(m, q0, q1), from_doubles(m, g0, g1)
+            zero = constant(tile, 0.0, 0.0)
+            ignored = kept == zero
+            if any_lane(ignored):  # 0 times NaN would be NaN
+                hi, lo, g = select(ignored, zero, hi), select(ignored, zero, lo), select(ignored, zero, g)
+                for j in range(n):
+                    store(tile, j * step, select(ignored, zero, load(tile, j * step)))
+            store(q_hi, b * step, hi)
+            store(q_lo, b * step, lo)
+            store(g_t, b * step, g)
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             rows = min(step, last - i)
-            own = load(labels, b * step)
-            hi, lo, g = load(q_hi, b * step), load(q_lo, b * step), load(g_t, b * step)
-            c, zero, one = constant(tile, 0.0, 0.0), constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
-            for j in range(n):
-                value = scaled(load(tile, j * step), hi, lo)
-                store(tile, j * step, select(own == c, g, value))
-                c = c + one
-            ignored = kept_lanes(own, n, ignore_index) == zero
-            if any_lane(ignored):
-                for j in range(n):
-                    store(tile, j * step, select(ignored, zero, load(tile, j * step)))
-            store_tile(tile, shift(gradient, i * n), n, rows)
+            own, hi, lo, g = load(labels, b * step), load(q_hi, b * step), load(q_lo, b * step), load(g_t, b * step)
+            source = tile, hi, lo, own, g, classes
+            store_tile(shift(gradient, i * n), n, rows, _tile_gradient, source)
     return total(acc)
+
+
+@inline
+def _tile_gradient(source: Any, j: int) -> Any:
+    tile, hi, lo, labels, g_t, classes = source
+    return select(labels == splat(item(classes, j)), g_t, scaled(load(tile, j * lanes(tile)), hi, lo))
 
 
 # ---- the kernels ----------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from ._math import (
     two_sum,
     without_start,
 )  # fmt: skip
-from ._narrow import NARROW, load_tile, store_tile, tile_max, tile_room, tile_size
+from ._narrow import NARROW, load_tile, store_tile, tile_room, tile_size
 from ._simd import (
     V32,
     exact_fma,
@@ -360,6 +360,11 @@ def tile_gradient(
         store(e, j * 8, nonzero(counts, gradient(like, a, load_pair(like, e, e_lo, j * 8), b, d) * inverse))
 
 
+@inline
+def _tile_column(source: Any, j: int) -> Any:
+    return load(source[0], j * 8)
+
+
 # ---- rows ------------------------------------------------------------------------------------------------------------------
 @inline
 def soft_rows(
@@ -388,10 +393,9 @@ def soft_rows(
     for i in range(first, last, most):
         count, z, p, g = min(most, last - i), pointer(logits, i * n), pointer(probs, i * n), pointer(grad, i * n)
         if narrow:
-            load_tile(z, n, count, e)
+            m = load_tile(z, n, count, e)
             if soft:
                 load_tile(p, n, count, t_tile)
-            m = tile_max(e, n)
             d, a, x = tile_sums(like, n, m, t_tile, uniform, given, e, e_lo)
         else:
             m, d, a, x = rows_sums(z, n, count, most, p, uniform, rest, given, e, e_lo, apart, wanted)
@@ -438,7 +442,7 @@ def soft_rows(
                 else:
                     put(g, b * n + t, number(g, item(at_target, b)))
             if narrow:
-                store_tile(e, g, n, count)
+                store_tile(g, n, count, _tile_column, (e,))
     keep_alive(scratch)
     return result
 

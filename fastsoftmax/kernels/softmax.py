@@ -27,8 +27,8 @@ from ._narrow import (
     store_tile,
     tile_exp,
     tile_exp_reciprocal,
-    tile_max,
     tile_room,
+    tile_scaled,
     tile_size,
     tiles_together,
 )  # fmt: skip
@@ -57,7 +57,6 @@ from ._wide import (
     rows_max,
     rows_together,
     scale_at,
-    scaled,
     subtract_at,
     vector_room,
     write_row,
@@ -114,8 +113,7 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
         count = (min(last - start, most * step) + step - 1) // step
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
-            load_tile(pointer(logits, i * n), n, min(step, last - i), tile)
-            store(maxima, b * step, tile_max(tile, n))
+            store(maxima, b * step, load_tile(pointer(logits, i * n), n, min(step, last - i), tile))
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(probs, i * n)
@@ -124,10 +122,8 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
             store(q_lo, b * step, q[1])
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
-            hi, lo = load(q_hi, b * step), load(q_lo, b * step)
-            for j in range(n):
-                store(tile, j * step, scaled(load(tile, j * step), hi, lo))
-            store_tile(tile, pointer(probs, i * n), n, min(step, last - i))
+            source = tile, load(q_hi, b * step), load(q_lo, b * step)
+            store_tile(pointer(probs, i * n), n, min(step, last - i), tile_scaled, source)
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
@@ -179,8 +175,7 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
         count = (min(last - start, most * step) + step - 1) // step
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
-            load_tile(pointer(logits, i * n), n, min(step, last - i), tile)
-            store(maxima, b * step, tile_max(tile, n))
+            store(maxima, b * step, load_tile(pointer(logits, i * n), n, min(step, last - i), tile))
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(log_probs, i * n)
@@ -189,10 +184,14 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
             store(logs, b * step, from_doubles(load(tile, 0), low, high))
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
-            m, log = load(maxima, b * step), load(logs, b * step)
-            for j in range(n):
-                store(tile, j * step, (load(tile, j * step) - m) - log)
-            store_tile(tile, pointer(log_probs, i * n), n, min(step, last - i))
+            source = tile, load(maxima, b * step), load(logs, b * step)
+            store_tile(pointer(log_probs, i * n), n, min(step, last - i), _tile_subtracted, source)
+
+
+@inline
+def _tile_subtracted(source: Any, j: int) -> Any:
+    tile, m, log = source
+    return (load(tile, j * lanes(tile)) - m) - log
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
@@ -202,8 +201,7 @@ def logsumexp(logits, lse, n, first, last):
         tile = tile_room(pointer(logits, 0))
         for i in range(first, last, step):
             rows = min(step, last - i)
-            load_tile(pointer(logits, i * n), n, rows, tile)
-            m = tile_max(tile, n)
+            m = load_tile(pointer(logits, i * n), n, rows, tile)
             ahead = pointer(logits, (i + step) * n)
             a, b = tile_exp(tile, n, m, tile, ahead, ahead)
             m0, m1 = in_doubles(m)
