@@ -87,14 +87,8 @@ def tile_target(tile: Any, n: int, labels: Any) -> Any:
 
 @inline
 def store_tile(out: Any, n: int, rows: int, value: Any, source: Any) -> None:
-    """out[r * n + j] = value(source, j)[r]; source[0] is a tile.
-
-    A square at a time; the last one overlaps the one before, so that no square is a part.
-    """
-    step = lanes(source[0])
-    for j in range(0, n, step):
-        k = max(0, min(j, n - step))
-        store_transposed(value, source, k, shift(out, k), n, rows, min(step, n))
+    """out[r * n + j] = value(source, j)[r]; source[0] is a tile."""
+    store_transposed(value, source, out, n, rows, n)
 
 
 @inline

@@ -136,14 +136,63 @@ def _square(builder: Any, columns: list[Any]) -> list[Any]:
     return [pieces(a, b, which) for which in (0, 1) for half in (even, odd) for a, b in zip(*half)]
 
 
+@inline
+def store_transposed(value: Any, source: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any) -> None:
+    """The way back: writes n_columns values of each of n_rows rows at p, of which column c is the vector value(source, c).
+
+    source[0] has as many lanes. A square at a time; the last one overlaps the one before, so that no square is a part.
+    A few columns at the end are written in pieces (8192 x 10, float64: XX us).
+    """
+    step = lanes(source[0])
+    group, rest = step // 4, n_columns % step
+    few = n_columns > step and 0 < rest <= group
+    in_squares = n_columns - rest if few else n_columns
+    for c in range(0, in_squares, step):
+        k = max(0, min(c, in_squares - step))
+        _store_square(value, source, k, shift(p, k), stride, n_rows, min(step, n_columns))
+    if few:
+        _store_piece_columns(value, source, n_columns - group, shift(p, n_columns - group), stride, n_rows)
+
+
 @intrinsic
-def store_transposed(
+def _store_piece_columns(typingctx: Any, value: Any, source: Any, first: Any, p: Any, stride: Any, n_rows: Any) -> Any:
+    """As many columns as fit into 128 bits of a vector, from `first` on."""
+    column, i64 = value.get_call_type(typingctx, (source, types.int64), {}), types.int64
+    vector = column.return_type
+    group = vector.lanes // 4
+    there = Vector(p.dtype, group)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, source_, first_, target, stride_, rows_ = args
+        compute = context.get_function(value, column)
+        columns = [compute(builder, (source_, builder.add(first_, ir.Constant(_I64, c)))) for c in range(group)]
+        turned = _turn_pieces(builder, columns)
+
+        def store(r: int) -> None:
+            row = _shuffle(builder, turned[r % group], turned[r % group], [r // group * group + c for c in range(group)])
+            row = row if p.dtype is vector.dtype else builder.fptrunc(row, there.llvm)
+            address = _address(builder, target, builder.mul(ir.Constant(_I64, r), stride_), there)
+            builder.store(row, address, align=_align(there))
+
+        whole = builder.icmp_signed(">=", rows_, ir.Constant(_I64, vector.lanes))
+        with builder.if_else(whole) as (all_rows, some):
+            with all_rows:
+                for r in range(vector.lanes):
+                    store(r)
+            with some:
+                for r in range(vector.lanes):
+                    with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
+                        store(r)
+        return context.get_dummy_value()
+
+    return types.void(value, source, i64, p, i64, i64), codegen
+
+
+@intrinsic
+def _store_square(
     typingctx: Any, value: Any, source: Any, first: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any
 ) -> Any:  # fmt: skip
-    """The way back: writes n_columns values of each of n_rows rows at p; those of a row in order, the rows in order.
-
-    Column c is the vector value(source, first + c), the last one again beyond them.
-    """
+    """A square of vectors from column `first` on, of which n_columns are there; values in order, the rows in order."""
     column = value.get_call_type(typingctx, (source, types.int64), {})
     vector = column.return_type
     there = Vector(p.dtype, vector.lanes)
