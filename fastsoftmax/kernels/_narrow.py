@@ -47,6 +47,7 @@ NARROW = 64  # classes
 TILES = 36 << 10  # bytes that the tiles worked on together, one more, and six vectors for each never exceed
 _CONFIDENT = 2.0**-12  # d, below which it is the sum of the others: `lo` is within 2**-36 (float32)
 tile_room = stack(TILES)
+sum_room = stack(2048)  # four vectors of doubles for each of eight tiles
 
 
 @inline
@@ -117,6 +118,22 @@ def tile_exp(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
         a = select(small_a, c[0], a[0]), select(small_a, c[1], a[1])
         b = select(small_b, d[0], b[0]), select(small_b, d[1], b[1])
     return a, b
+
+
+@inline
+def keep_sums(sums: Any, b: int, d: Any, e: Any) -> None:
+    """Put what `tile_exp` returns aside: what follows is a chain of operations that wait for each other, and is done for all
+    tiles afterwards (XX).
+    """
+    store(sums, 32 * b, d[0])
+    store(sums, 32 * b + 8, d[1])
+    store(sums, 32 * b + 16, e[0])
+    store(sums, 32 * b + 24, e[1])
+
+
+@inline
+def kept_sums(sums: Any, b: int) -> Any:
+    return (load(sums, 32 * b), load(sums, 32 * b + 8)), (load(sums, 32 * b + 16), load(sums, 32 * b + 24))
 
 
 @inline

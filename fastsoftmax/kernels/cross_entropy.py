@@ -31,8 +31,11 @@ from ._math import (
 )  # fmt: skip
 from ._narrow import (
     NARROW,
+    keep_sums,
+    kept_sums,
     load_tile,
     store_tile,
+    sum_room,
     tile_exp,
     tile_room,
     tile_size,
@@ -326,7 +329,6 @@ def nonzero(keep: Any, value: Any) -> Any:
 
 _weight_room = stack(128)
 _class_room = stack(8 * NARROW)
-_sum_room = stack(2048)  # four vectors of doubles for each of eight tiles
 
 
 @inline
@@ -396,7 +398,7 @@ def narrow_gradient(
     labels = shift(tiles, most * (size + 5 * step))
     q_hi, q_lo = shift(tiles, most * (size + 2 * step)), shift(tiles, most * (size + 3 * step))
     g_t = shift(tiles, most * (size + 4 * step))
-    acc, sums, classes = splat(0.0), _sum_room(splat(0.0)), _class_room(z)
+    acc, sums, classes = splat(0.0), sum_room(splat(0.0)), _class_room(z)
     for j in range(n):
         put(classes, j, number(z, np.float64(j)))
     for start in range(first, last, most * step):
@@ -405,17 +407,13 @@ def narrow_gradient(
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = shift(z, (i + most * step) * n), shift(gradient, i * n)
-            d, e = tile_exp(tile, n, load(maxima, b * step), tile, ahead, out)
-            store(sums, 32 * b, d[0])
-            store(sums, 32 * b + 8, d[1])
-            store(sums, 32 * b + 16, e[0])
-            store(sums, 32 * b + 24, e[1])
+            keep_sums(sums, b, *tile_exp(tile, n, load(maxima, b * step), tile, ahead, out))
         for b in range(count):  # operations that wait for each other: apart from the exponentials, 0.92 ns an element, not 0.97
             i, tile = start + b * step, shift(tiles, b * size)
             rows = min(step, last - i)
             kept = kept_lanes(load(labels, b * step), n, ignore_index)
             m, target = load(maxima, b * step), load(z_t, b * step)
-            d, e = (load(sums, 32 * b), load(sums, 32 * b + 8)), (load(sums, 32 * b + 16), load(sums, 32 * b + 24))
+            d, e = kept_sums(sums, b)
             w0, w1 = lane_weights(i, rows, kept, targets, given, weights)
             l0, l1 = lane_losses(tile, m, target, d, e, kept, w0, w1)
             acc = acc + joined(m, l0, l1)

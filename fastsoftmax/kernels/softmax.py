@@ -23,8 +23,11 @@ from ._math import (
 )  # fmt: skip
 from ._narrow import (
     NARROW,
+    keep_sums,
+    kept_sums,
     load_tile,
     store_tile,
+    sum_room,
     tile_exp,
     tile_exp_reciprocal,
     tile_room,
@@ -170,7 +173,7 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
     step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
     tiles = tile_room(like)
     maxima, logs = shift(tiles, most * size), shift(tiles, most * (size + step))
-    scratch = shift(tiles, most * (size + 2 * step))
+    scratch, sums = shift(tiles, most * (size + 2 * step)), sum_room(splat(0.0))
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
         for b in range(count):
@@ -179,9 +182,11 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(log_probs, i * n)
-            d, e = tile_exp(tile, n, load(maxima, b * step), scratch, ahead, out)
-            low, high = log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0]
-            store(logs, b * step, from_doubles(load(tile, 0), low, high))
+            keep_sums(sums, b, *tile_exp(tile, n, load(maxima, b * step), scratch, ahead, out))
+        for b in range(count):
+            d, e = kept_sums(sums, b)
+            low, high = log1p_pair(tiles, d[0], d[1])[0], log1p_pair(tiles, e[0], e[1])[0]
+            store(logs, b * step, from_doubles(tiles, low, high))
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             source = tile, load(maxima, b * step), load(logs, b * step)
