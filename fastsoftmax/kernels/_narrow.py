@@ -106,7 +106,7 @@ def tile_exp(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
     Where one class outweighs the others by far, the roundings of their sum `lo` would count in d: of such rows it is taken once
     more, in doubles and without the largest (all rows in doubles: 8192 x 10, float32, loss-gradient 92 us, 85 so).
     """
-    hi, lo = _tile_sums(tile, n, m, e, ahead, out)
+    hi, lo = tile_sums(tile, n, m, e, ahead, out)
     a, b = lane_sums(hi, low_add(low_start(), lo))
     small_a, small_b = a[0] < splat(_CONFIDENT), b[0] < splat(_CONFIDENT)
     if any_lane(small_a) or any_lane(small_b):
@@ -139,11 +139,11 @@ def kept_sums(sums: Any, b: int) -> Any:
 @inline
 def tile_exp_reciprocal(tile: Any, n: int, m: Any, ahead: Any, out: Any) -> Any:
     """The exponentials replace the logits; what to multiply them with for softmax, see `reciprocal`."""
-    return reciprocal(*_tile_sums(tile, n, m, tile, ahead, out))
+    return reciprocal(*tile_sums(tile, n, m, tile, ahead, out))
 
 
 @inline
-def _tile_sums(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
+def tile_sums(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
     """The exponentials and the lanes' sums, see `lane_start`.
 
     Asks for what comes next while it computes, a line for each class: the logits at `ahead`, the results' place at `out`.

@@ -19,6 +19,7 @@ from ._math import (
     pair_from_doubles,
     plus_one,
     ratio,
+    reciprocal,
     two_sum,
 )  # fmt: skip
 from ._narrow import (
@@ -29,10 +30,10 @@ from ._narrow import (
     store_tile,
     sum_room,
     tile_exp,
-    tile_exp_reciprocal,
     tile_room,
     tile_scaled,
     tile_size,
+    tile_sums,
     tiles_together,
 )  # fmt: skip
 from ._simd import (
@@ -120,7 +121,11 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(probs, i * n)
-            q = tile_exp_reciprocal(tile, n, load(maxima, b * step), ahead, out)
+            q = tile_sums(tile, n, load(maxima, b * step), tile, ahead, out)
+            store(q_hi, b * step, q[0])
+            store(q_lo, b * step, q[1])
+        for b in range(count):
+            q = reciprocal(load(q_hi, b * step), load(q_lo, b * step))
             store(q_hi, b * step, q[0])
             store(q_lo, b * step, q[1])
         for b in range(count):
