@@ -366,19 +366,19 @@ def narrow_cross_entropy(
     tiles, weights, per_row = tile_room(z), _weight_room(splat(0.0)), losses.size > 0
     maxima, z_t = shift(tiles, most * size), shift(tiles, most * (size + step))
     labels = shift(tiles, most * (size + 5 * step))
-    acc = splat(0.0)
+    acc, sums = splat(0.0), sum_room(splat(0.0))
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
         load_tiles(z, n, targets, ignore_index, start, last, count, tiles, size, maxima, z_t, labels)
         for b in range(count):
-            i, tile = start + b * step, shift(tiles, b * size)
-            rows = min(step, last - i)
-            kept = kept_lanes(load(labels, b * step), n, ignore_index)
-            m = load(maxima, b * step)
-            ahead = shift(z, (i + most * step) * n)
-            d, e = tile_exp(tile, n, m, tile, ahead, ahead)
+            tile, ahead = shift(tiles, b * size), shift(z, (start + (b + most) * step) * n)
+            keep_sums(sums, b, *tile_exp(tile, n, load(maxima, b * step), tile, ahead, ahead))
+        for b in range(count):
+            i, m = start + b * step, load(maxima, b * step)
+            rows, kept = min(step, last - i), kept_lanes(load(labels, b * step), n, ignore_index)
+            d, e = kept_sums(sums, b)
             w0, w1 = lane_weights(i, rows, kept, targets, given, weights)
-            l0, l1 = lane_losses(tile, m, load(z_t, b * step), d, e, kept, w0, w1)
+            l0, l1 = lane_losses(tiles, m, load(z_t, b * step), d, e, kept, w0, w1)
             acc = acc + joined(m, l0, l1)
             if per_row:
                 store_first(out, i, from_doubles(m, l0, l1), rows)

@@ -206,17 +206,8 @@ def _tile_subtracted(source: Any, j: int) -> Any:
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
 def logsumexp(logits, lse, n, first, last):
-    step = lanes(pointer(logits, 0))
     if n < NARROW:
-        tile = tile_room(pointer(logits, 0))
-        for i in range(first, last, step):
-            rows = min(step, last - i)
-            m = load_tile(pointer(logits, i * n), n, rows, tile)
-            ahead = pointer(logits, (i + step) * n)
-            a, b = tile_exp(tile, n, m, tile, ahead, ahead)
-            m0, m1 = in_doubles(m)
-            value = from_doubles(m, shifted_log(tile, m0, a[0], a[1]), shifted_log(tile, m1, b[0], b[1]))
-            store_first(pointer(lse, 0), i, value, rows)
+        narrow_logsumexp(logits, lse, n, first, last)
     else:
         z, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
         most = rows_together(z, n)
@@ -235,6 +226,28 @@ def logsumexp(logits, lse, n, first, last):
                 largest_ = max(largest_, logits[j])
             if not bad:
                 lse[i] = largest_
+
+
+@inline
+def narrow_logsumexp(logits: Any, lse: Any, n: int, first: int, last: int) -> None:
+    like = pointer(logits, 0)
+    step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
+    tiles, sums = tile_room(like), sum_room(splat(0.0))
+    maxima = shift(tiles, most * size)
+    for start in range(first, last, most * step):
+        count = (min(last - start, most * step) + step - 1) // step
+        for b in range(count):
+            i, tile = start + b * step, shift(tiles, b * size)
+            store(maxima, b * step, load_tile(pointer(logits, i * n), n, min(step, last - i), tile))
+        for b in range(count):
+            tile, ahead = shift(tiles, b * size), pointer(logits, (start + (b + most) * step) * n)
+            keep_sums(sums, b, *tile_exp(tile, n, load(maxima, b * step), tile, ahead, ahead))
+        for b in range(count):
+            i, m = start + b * step, load(maxima, b * step)
+            d, e = kept_sums(sums, b)
+            m0, m1 = in_doubles(m)
+            value = from_doubles(m, shifted_log(m, m0, d[0], d[1]), shifted_log(m, m1, e[0], e[1]))
+            store_first(pointer(lse, 0), i, value, min(step, last - i))
 
 
 @inline
