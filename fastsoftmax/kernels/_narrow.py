@@ -77,6 +77,15 @@ def load_tile(z: Any, n: int, rows: int, tile: Any) -> Any:
 
 
 @inline
+def load_tiles(z: Any, n: int, i: int, last: int, count: int, tiles: Any, maxima: Any) -> None:
+    """`count` tiles from row i on, and their maxima."""
+    step, size = lanes(tiles), tile_size(tiles, n)
+    for b in range(count):
+        k = i + b * step
+        store(maxima, b * step, load_tile(shift(z, k * n), n, min(step, last - k), shift(tiles, b * size)))
+
+
+@inline
 def tile_target(tile: Any, n: int, labels: Any) -> Any:
     """The logit of each lane's own label (0 where no class matches)."""
     z_t, c, one = constant(tile, 0.0, 0.0), constant(tile, 0.0, 0.0), constant(tile, 1.0, 1.0)
@@ -121,14 +130,23 @@ def tile_exp(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
 
 
 @inline
-def keep_sums(sums: Any, b: int, d: Any, e: Any) -> None:
-    """Put what `tile_exp` returns aside: what follows is a chain of operations that wait for each other, and is done for all
-    tiles afterwards (XX).
+def tiles_exp(
+    z: Any, n: int, i: int, count: int, tiles: Any, maxima: Any, e: Any, apart: int, out: Any, sums: Any
+) -> None:  # fmt: skip
+    """`tile_exp` of `count` tiles from row i on, the exponentials `apart` from each other, and each d kept for `kept_sums`.
+
+    What is done with d is a chain of operations that wait for each other: for all tiles together, and apart from the
+    exponentials, it hinders them least (8192 x 10, log_softmax, Zen 5: 33.5 -> 29.5 us, float64 72 -> 60).
     """
-    store(sums, 32 * b, d[0])
-    store(sums, 32 * b + 8, d[1])
-    store(sums, 32 * b + 16, e[0])
-    store(sums, 32 * b + 24, e[1])
+    step, size, most = lanes(tiles), tile_size(tiles, n), tiles_together(n)
+    for b in range(count):
+        k, tile = i + b * step, shift(tiles, b * size)
+        ahead = shift(z, (k + most * step) * n)
+        low, high = tile_exp(tile, n, load(maxima, b * step), shift(e, b * apart), ahead, shift(out, k * n))
+        store(sums, 32 * b, low[0])
+        store(sums, 32 * b + 8, low[1])
+        store(sums, 32 * b + 16, high[0])
+        store(sums, 32 * b + 24, high[1])
 
 
 @inline

@@ -24,16 +24,15 @@ from ._math import (
 )  # fmt: skip
 from ._narrow import (
     NARROW,
-    keep_sums,
     kept_sums,
-    load_tile,
+    load_tiles,
     store_tile,
     sum_room,
-    tile_exp,
     tile_room,
     tile_scaled,
     tile_size,
     tile_sums,
+    tiles_exp,
     tiles_together,
 )  # fmt: skip
 from ._simd import (
@@ -115,9 +114,7 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
     q_hi, q_lo = shift(maxima, most * step), shift(maxima, 2 * most * step)
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        for b in range(count):
-            i, tile = start + b * step, shift(tiles, b * size)
-            store(maxima, b * step, load_tile(pointer(logits, i * n), n, min(step, last - i), tile))
+        load_tiles(like, n, start, last, count, tiles, maxima)
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(probs, i * n)
@@ -181,13 +178,8 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
     scratch, sums = shift(tiles, most * (size + 2 * step)), sum_room(splat(0.0))
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        for b in range(count):
-            i, tile = start + b * step, shift(tiles, b * size)
-            store(maxima, b * step, load_tile(pointer(logits, i * n), n, min(step, last - i), tile))
-        for b in range(count):
-            i, tile = start + b * step, shift(tiles, b * size)
-            ahead, out = pointer(logits, (i + most * step) * n), pointer(log_probs, i * n)
-            keep_sums(sums, b, *tile_exp(tile, n, load(maxima, b * step), scratch, ahead, out))
+        load_tiles(like, n, start, last, count, tiles, maxima)
+        tiles_exp(like, n, start, count, tiles, maxima, scratch, 0, pointer(log_probs, 0), sums)
         for b in range(count):
             d, e = kept_sums(sums, b)
             low, high = log1p_pair(tiles, d[0], d[1])[0], log1p_pair(tiles, e[0], e[1])[0]
@@ -236,12 +228,8 @@ def narrow_logsumexp(logits: Any, lse: Any, n: int, first: int, last: int) -> No
     maxima = shift(tiles, most * size)
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        for b in range(count):
-            i, tile = start + b * step, shift(tiles, b * size)
-            store(maxima, b * step, load_tile(pointer(logits, i * n), n, min(step, last - i), tile))
-        for b in range(count):
-            tile, ahead = shift(tiles, b * size), pointer(logits, (start + (b + most) * step) * n)
-            keep_sums(sums, b, *tile_exp(tile, n, load(maxima, b * step), tile, ahead, ahead))
+        load_tiles(like, n, start, last, count, tiles, maxima)
+        tiles_exp(like, n, start, count, tiles, maxima, tiles, size, shift(like, most * step * n), sums)
         for b in range(count):
             i, m = start + b * step, load(maxima, b * step)
             d, e = kept_sums(sums, b)
