@@ -63,7 +63,7 @@ def _rows_of_chunk(shape: tuple[int, ...], least: int = 1, chunks: int = _CHUNKS
     n_rows, n_columns = shape
     work = n_rows * n_columns
     many = max(2, min(chunks, work // _LEAST), work // max(_MOST, 16 * n_columns))
-    least = max(least, 16 if n_columns < 64 else 1)
+    least = max(least, 16 if n_columns < 104 else 1)
     return -(-n_rows // ((1 << (many - 1).bit_length()) * least)) * least
 
 

@@ -22,7 +22,7 @@ import fastsoftmax
 from fastsoftmax import _affine, functional
 
 ROWS = [0, 1, 2, 3, 7, 8, 9, 16, 17, 33]
-COLUMNS = [1, 1, 2, 3, 4, 7, 8, 9, 10, 11, 15, 16, 17, 33, 63, 64, 65, 100]
+COLUMNS = [1, 1, 2, 3, 4, 7, 8, 9, 10, 11, 15, 16, 17, 33, 63, 64, 65, 100, 103, 104]
 FLOATS = ["f2", "f4", "f4", "f8", "f8"]
 INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 SPECIAL = [np.nan, np.inf, -np.inf, -np.inf, 0.0, -0.0, "max", "-max", "tiny", "-tiny"]

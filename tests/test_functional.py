@@ -129,7 +129,7 @@ def test_out_may_overlap_the_input(case, dtype):
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.by_row], ids=str)
-@pytest.mark.parametrize("n_classes", [3, 10, 63, 64, 100])
+@pytest.mark.parametrize("n_classes", [3, 10, 63, 64, 100, 104])
 def test_a_row_does_not_depend_on_the_batch(case, dtype, n_classes):
     """Row i of a batch, alone, and in a batch of any other size, has the same bits."""
     arrays, options = case.make(dtype, 41, n_classes)
@@ -192,7 +192,7 @@ def test_logsumexp_keeps_dimensions_when_asked(axis, dtype, rng):
 # Classes x samples: one class, short rows, the last and the first width on either side of where rows stop being short,
 # long ones; columns fewer than the lanes, a multiple of them, and with a remainder.
 @pytest.mark.parametrize("function", AXIS_FUNCTIONS)
-@pytest.mark.parametrize("n_classes", [1, 2, 10, 63, 64, 300])
+@pytest.mark.parametrize("n_classes", [1, 2, 10, 63, 64, 103, 104, 300])
 @pytest.mark.parametrize("n_samples", [1, 5, 16, 300])
 def test_an_axis_is_a_matter_of_layout_alone(function, n_classes, n_samples, dtype, rng):
     """Rows along axis 0 of (classes, samples) have the bits of the same rows along the last axis; NaN and -inf too."""

@@ -99,7 +99,7 @@ def test_a_broken_library_is_found(name, broken, monkeypatch):
 # ---- among ten thousand ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_classes", [1, 10, 63, 64, 100])
+@pytest.mark.parametrize("n_classes", [1, 10, 63, 64, 100, 104])
 @pytest.mark.parametrize("dtype_of_labels", ["i1", "i8", "u1", "u8"])
 def test_one_bad_label_among_ten_thousand(n_classes, dtype_of_labels, dtype):
     rng = np.random.default_rng(n_classes)

@@ -157,7 +157,7 @@ def test_sums_of_few_small_exponentials(seed, dtype):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("n_classes", [3, 10, 63, 100, 32_000])
+@pytest.mark.parametrize("n_classes", [3, 10, 63, 100, 110, 32_000])
 def test_sums_of_the_others_however_small(n_classes, streaming, dtype, rng, monkeypatch):
     """The others weigh 2**-50 to 2**-1 of the largest, shared out evenly or one taking nearly all."""
     if streaming:
@@ -175,6 +175,18 @@ def test_sums_of_the_others_however_small(n_classes, streaming, dtype, rng, monk
     true_losses, true_grad = reference.cross_entropy_with_grad(logits, targets, reduction="none")
     assert_ulps(losses, true_losses, EXACT)
     assert_ulps(grad, true_grad, EXACT)
+
+
+@pytest.mark.parametrize("n_classes", [10, 63, 100, 110, 1000])
+@pytest.mark.parametrize("weight", [2.0**-60, 2.0**-28, 2.0**-15, 2.0**-7])
+def test_many_others_each_too_small_to_be_added_to_one(weight, n_classes, dtype):
+    """Added one by one to the one that weighs most, each would be lost, half a unit of the sum."""
+    bits = np.finfo(dtype).nmant + 2
+    logits = np.full((1, n_classes), np.log(weight) - bits * np.log(2) - 0.01)
+    logits[0, 0], logits[0, -1] = np.log(weight), 0.0
+    logits = logits.astype(dtype)
+    assert_ulps(fs.log_softmax(logits), reference.log_softmax(logits), EXACT)
+    assert_ulps(fs.cross_entropy(logits, [n_classes - 1], reduction="none"), -reference.log_softmax(logits)[:, -1], EXACT)
 
 
 @pytest.mark.parametrize("n_classes", [10, 63, 100, 1000])

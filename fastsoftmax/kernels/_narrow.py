@@ -1,13 +1,15 @@
 """Narrow rows: as many at a time as there are lanes, each lane one row, transposed through tiles in L1.
 
-A horizontal sum costs as much as ten classes, and a vector of ten classes wastes six lanes: below `NARROW` classes rows go
-across lanes. Several tiles are worked on together, one phase after the other: a tile alone is a chain of operations that
+A horizontal sum costs as much as ten classes, and a vector of ten classes wastes six lanes: below so many classes, `across`,
+rows go across lanes. Several tiles are worked on together, one phase after the other: a tile alone is a chain of operations that
 wait for each other (8192 x 10, float32: 0.60 -> 0.51 ns an element). Sum order: j = 0, 1, 2, ...
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from ._jit import inline
 from ._math import (
@@ -43,11 +45,21 @@ from ._simd import (
 )  # fmt: skip
 from ._transpose import load_transposed, store_transposed
 
-NARROW = 64  # classes
+# Classes, and of floats, for softmax and its like (log_softmax, Zen 5, cycles a row of 80: 89 -> 72, 100: 103 -> 91; doubles are
+# as fast either way, and gradients lose).
+NARROW, NARROW32 = 64, 104
 TILES = 36 << 10  # bytes that the tiles worked on together, one more, and six vectors for each never exceed
-_CONFIDENT = 2.0**-12  # d, below which it is the sum of the others: `lo` is within 2**-36 (float32)
+# d over n**2, below which it is the sum of the others: n roundings of `lo`, of n roundings of sums in [2, 4), are that within
+# 2**-24 or 2**-53 of it
+_CONFIDENT32, _CONFIDENT64 = 2.0**-24, 2.0**-53
 tile_room = stack(TILES)
 sum_room = stack(2048)  # four vectors of doubles for each of eight tiles
+
+
+@inline
+def across(z: Any, n: int) -> bool:
+    """Whether softmax and its like take rows of n classes across lanes."""
+    return n < (NARROW32 if lanes(z) == 16 else NARROW)
 
 
 @inline
@@ -117,7 +129,8 @@ def tile_exp(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
     """
     hi, lo = tile_sums(tile, n, m, e, ahead, out)
     a, b = lane_sums(hi, low_add(low_start(), lo))
-    small_a, small_b = a[0] < splat(_CONFIDENT), b[0] < splat(_CONFIDENT)
+    least = splat(np.float64(n * n) * (_CONFIDENT32 if lanes(tile) == 16 else _CONFIDENT64))
+    small_a, small_b = a[0] < least, b[0] < least
     if any_lane(small_a) or any_lane(small_b):
         low, top, zero = low_start(), constant(tile, TOP32, TOP64), constant(tile, 0.0, 0.0)
         for j in range(n):

@@ -32,7 +32,7 @@ from ._math import (
     two_diff,
     two_sum,
 )  # fmt: skip
-from ._narrow import NARROW, aligned, tile_exp, tile_exp_reciprocal
+from ._narrow import NARROW32, across, aligned, tile_exp, tile_exp_reciprocal
 from ._simd import (
     V32,
     constant,
@@ -193,9 +193,9 @@ def softmax_columns(logits, probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch, doubles = np.empty((max(NARROW, (2 * step + 6) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    scratch, doubles = np.empty((max(NARROW32, (2 * step + 6) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
-    if n >= NARROW:
+    if not across(tile, n):
         doubles = np.empty(run * _HALVES, np.float64)
     low = pointer(doubles, 0)
     hi, lo, maxima = tile, shift(tile, run * step), shift(tile, 2 * run * step)
@@ -207,7 +207,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
         width = min(count * step, inner - column)
         z, out = pointer(logits, where), pointer(probs, where)
         k += count
-        if n < NARROW:
+        if across(tile, n):
             for c in range(0, width, step):
                 m = load_strip(shift(z, c), n, inner, width - c, tile)
                 q = tile_exp_reciprocal(tile, n, m, tile, tile)
@@ -237,9 +237,9 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch, doubles = np.empty((max(2 * NARROW, (2 * step + 5) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
+    scratch, doubles = np.empty((max(2 * NARROW32, (2 * step + 5) * most) + 1) * step, logits.dtype), np.empty(0, np.float64)
     tile = aligned(scratch)
-    if n >= NARROW:
+    if not across(tile, n):
         doubles = np.empty(run * _HALVES, np.float64)
     low = pointer(doubles, 0)
     hi, lo, maxima, logs = tile, shift(tile, run * step), shift(tile, 2 * run * step), shift(tile, run * (2 * step + 1))
@@ -251,10 +251,10 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
         width = min(count * step, inner - column)
         z, out = pointer(logits, where), pointer(log_probs, where)
         k += count
-        if n < NARROW:
+        if across(tile, n):
             for c in range(0, width, step):
                 m = load_strip(shift(z, c), n, inner, width - c, tile)
-                d, e = tile_exp(tile, n, m, shift(tile, NARROW * step), tile, tile)
+                d, e = tile_exp(tile, n, m, shift(tile, NARROW32 * step), tile, tile)
                 log = from_doubles(m, log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0])
                 for j in range(n):
                     put_first(out, j * inner + c, (load(tile, j * step) - m) - log, width - c)

@@ -23,7 +23,7 @@ from ._math import (
     two_sum,
 )  # fmt: skip
 from ._narrow import (
-    NARROW,
+    across,
     kept_sums,
     load_tiles,
     store_tile,
@@ -68,7 +68,7 @@ from ._wide import (
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
 def softmax(logits, probs, n, streaming, first, last):
-    if n < NARROW:
+    if across(pointer(logits, 0), n):
         narrow_softmax(logits, probs, n, first, last)
         return
     if streaming:
@@ -133,7 +133,7 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
 def log_softmax(logits, log_probs, n, streaming, first, last):
-    if n < NARROW:
+    if across(pointer(logits, 0), n):
         narrow_log_softmax(logits, log_probs, n, first, last)
         return
     if streaming:
@@ -198,7 +198,7 @@ def _tile_subtracted(source: Any, j: int) -> Any:
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
 def logsumexp(logits, lse, n, first, last):
-    if n < NARROW:
+    if across(pointer(logits, 0), n):
         narrow_logsumexp(logits, lse, n, first, last)
     else:
         z, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
