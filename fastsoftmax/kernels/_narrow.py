@@ -1,8 +1,8 @@
 """Narrow rows: as many at a time as there are lanes, each lane one row, transposed through tiles in L1.
 
 A horizontal sum costs as much as ten classes, and a vector of ten classes wastes six lanes: below so many classes, `across`,
-rows go across lanes. Several tiles are worked on together, one phase after the other: a tile alone is a chain of operations that
-wait for each other (8192 x 10, float32: 0.60 -> 0.51 ns an element). Sum order: j = 0, 1, 2, ...
+rows go across lanes. Several tiles are worked on together, one phase after the other: a tile alone is a chain of operations
+that wait for each other (8192 x 10, float32: 0.60 -> 0.51 ns an element). Sum order: j = 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from ._simd import (
 )  # fmt: skip
 from ._transpose import load_transposed, store_transposed
 
-# Classes, and of floats, for softmax and its like (log_softmax, Zen 5, cycles a row of 80: 89 -> 72, 100: 103 -> 91; doubles are
-# as fast either way, and gradients lose).
+# Classes, and of floats, for softmax and its like (log_softmax, Zen 5, cycles a row of 80: 89 -> 72, 100: 103 -> 91; doubles
+# are as fast either way, and gradients lose).
 NARROW, NARROW32 = 64, 104
 TILES = 36 << 10  # bytes that the tiles worked on together, one more, and six vectors for each never exceed
 # d over n**2, below which it is the sum of the others: n roundings of `lo`, of n roundings of sums in [2, 4), are that within
