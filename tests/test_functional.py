@@ -287,6 +287,15 @@ def test_one_hot_rows_mean_what_their_labels_mean(dtype):
             assert_ulps(result, truth, 2 * EXACT[dtype.name])
 
 
+@pytest.mark.parametrize("ignore_index", [2**63, -(2**70)])
+def test_no_label_is_an_index_beyond_int64(ignore_index, dtype):
+    (logits, targets), _ = find("cross_entropy_with_grad", "mean").make(dtype, 12)
+    loss, grad = fs.cross_entropy_with_grad(logits, targets)
+    got, got_grad = fs.cross_entropy_with_grad(logits, targets, ignore_index=ignore_index)
+    assert got == loss == fs.cross_entropy(logits, targets, ignore_index=ignore_index)
+    assert (got_grad == grad).all()
+
+
 @pytest.mark.parametrize("ignore_index", [-100, -1, 0, 9, 255, 10**12])
 def test_ignored_rows_contribute_exactly_nothing(ignore_index, dtype):
     (logits, targets), _ = find("cross_entropy_with_grad", "mean").make(dtype, 12)

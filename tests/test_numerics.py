@@ -177,6 +177,25 @@ def test_sums_of_the_others_however_small(n_classes, streaming, dtype, rng, monk
     assert_ulps(grad, true_grad, EXACT)
 
 
+def test_rows_of_every_length(dtype, rng):
+    """Squares of vectors, pieces of them, and what is left: nothing is left out, whatever the number of classes and of rows."""
+    for n_classes in range(1, 131):
+        for n_rows in (1, 3, 37):
+            logits = (3 * rng.standard_normal((n_rows, n_classes))).astype(dtype)
+            grad = rng.uniform(1, 2, logits.shape).astype(dtype)
+            targets = rng.integers(0, n_classes, n_rows)
+            probs = fs.softmax(logits, out=np.full_like(logits, np.nan))
+            assert_ulps(probs, reference.softmax(logits), EXACT)
+            assert_ulps(fs.log_softmax(logits, out=np.full_like(logits, np.nan)), reference.log_softmax(logits), EXACT)
+            _, true = reference.cross_entropy_with_grad(logits, targets)
+            out = np.full_like(logits, np.nan)
+            fs.cross_entropy_with_grad(logits, targets, out=out)
+            assert_ulps(out, true, EXACT)
+            backward = fs.softmax_backward(grad, probs, out=np.full_like(logits, np.nan))
+            scale = np.abs(probs * grad).max(axis=1, keepdims=True)
+            assert (np.abs(backward - reference.softmax_backward(grad, probs)) <= 4 * np.finfo(dtype).eps * scale).all()
+
+
 @pytest.mark.parametrize("n_classes", [10, 63, 100, 110, 1000])
 @pytest.mark.parametrize("weight", [2.0**-60, 2.0**-28, 2.0**-15, 2.0**-7])
 def test_many_others_each_too_small_to_be_added_to_one(weight, n_classes, dtype):
