@@ -44,8 +44,8 @@ _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identi
 _IGNORED, _SHARP = -100, 0.0  # options left out, likewise
 
 # Where a second thread begins to pay if it is awake, in elements of the rows; and where a row takes exponentials and the call
-# is short otherwise, in bytes (128 x 100: 7.5 -> 6.0 us, float64 12.3 -> 8.6; backward passes of that size would lose).
-_SMALL, _SHORT = 1 << 16, 48 << 10
+# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 4.0, not 3.5, and backward passes lose).
+_SMALL, _SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 _RUN = 32  # strips down columns, see `_strips_together`
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
