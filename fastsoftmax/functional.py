@@ -44,7 +44,7 @@ _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identi
 _IGNORED, _SHARP = -100, 0.0  # options left out, likewise
 
 # Where a second thread begins to pay if it is awake, in elements of the rows; and where a row takes exponentials and the call
-# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 4.0, not 3.5, and backward passes lose).
+# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
 _SMALL, _SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 _RUN = 32  # strips down columns, see `_strips_together`
@@ -454,9 +454,9 @@ def _loss_arguments(
     smoothing = _arrays.smoothing(label_smoothing)
     if probs.size:
         n_rows = probs.shape[0]
-        denominator = KERNELS["check_targets"][FLOAT64](np.zeros(n_rows, np.int64), 1, -1, NOTHING, by_row, False)[1]
+        denominator = _check_targets[FLOAT64](np.zeros(n_rows, np.int64), 1, -1, NOTHING, by_row, False)[1]
     else:
-        bad, denominator = KERNELS["check_targets"][FLOAT64](labels, n_classes, ignore, by_class, by_row, False)
+        bad, denominator = _check_targets[FLOAT64](labels, n_classes, ignore, by_class, by_row, False)
         if bad >= 0:
             _arrays.bad_label(targets, bad, n_classes, ignore_index)
     return _Loss(labels, probs, by_class, by_row, ignore, smoothing, reduction, denominator, lead)
@@ -608,7 +608,7 @@ def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
     if probs.size or smoothing:
         kernel, arguments = KERNELS["soft_cross_entropy"][rows.dtype], (rows, labels, probs, smoothing, *arguments)
     else:
-        kernel, arguments = KERNELS["cross_entropy"][rows.dtype], (rows, labels, *arguments)
+        kernel, arguments = _loss[rows.dtype], (rows, labels, *arguments)
     return _sum_over_rows(kernel, arguments, rows.shape)
 
 
@@ -717,7 +717,7 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
         kernel = KERNELS["soft_cross_entropy_with_grad"][rows.dtype]
         arguments = (rows, labels, probs, smoothing, *arguments)
     else:
-        kernel = KERNELS["cross_entropy_with_grad"][rows.dtype]
+        kernel = _gradient[rows.dtype]
         streaming = _streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows)
         arguments = (rows, labels, *arguments, streaming)
     return _sum_over_rows(kernel, arguments, rows.shape)

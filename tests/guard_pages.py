@@ -19,7 +19,7 @@ PAGE = mmap.PAGESIZE
 _mprotect = ctypes.CDLL(None, use_errno=True).mprotect
 _mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
-# Around every width of a vector, a square, a tile, a panel; the switch from narrow rows to wide ones is at 64.
+# Around every width of a vector, a square, a tile, a panel; the switch from narrow rows to wide ones is at 64 or 104.
 ROWS = 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 130
 COLUMNS = *range(1, 20), 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 79, 80, 81, 103, 104, 105, 127, 128, 129, 257
 # Panels are copied from 512 columns on, and chunks and threads come with size.
