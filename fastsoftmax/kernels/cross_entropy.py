@@ -220,26 +220,42 @@ def streaming_gradient(
     """The same past the cache."""
     n, targets, out = logits.shape[1], pointer(labels, 0), pointer(losses, 0)
     scratch, zero = np.empty(n + PAGE * lanes(pointer(logits, 0)), logits.dtype), constant(pointer(logits, 0), 0.0, 0.0)
-    e, m, hi, lo, g_t = row_room(scratch, pointer(logits, 0)), row_max(pointer(logits, first * n), n), zero, zero, zero
-    result = 0.0
+    e, m, g_t = row_room(scratch, pointer(logits, 0)), row_max(pointer(logits, first * n), n), lane(zero, 0)
+    result, hi, lo, t, keep = 0.0, zero, zero, 0, 0.0
     for i in range(first, last):
         z, after, g = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(grad, (i - 1) * n)
         z_t, w, kept = rows_targets(z, n, i, 1, targets, given, ignore_index)
-        d_hi, d_lo, m_after = row_exp_between(z, n, m, e, True, True, after, i > first, g, scale_at, (e, hi, lo))
-        if i > first:
-            row_target_grad(g, n, targets, i - 1, ignore_index, lane(g_t, 0))
+        row = e, hi, lo, t, g_t
+        d_hi, d_lo, m_after = row_exp_between(z, n, m, e, True, True, after, i > first, g, _gradient_at, row)
+        if i > first and keep == 0.0:
+            row_clear(g, n)
         loss = lane(nonzero(kept, row_loss(z, splat(np.float64(m)), z_t, d_hi, d_lo) * w), 0)
-        hi, lo, g_t = rows_factors(e, n, i, 1, targets, ignore_index, w * splat(factor), grad_losses, d_hi, d_lo)
-        hi, lo, m = splat(lane(hi, 0)), splat(lane(lo, 0)), m_after
+        hi, lo, at_target = rows_factors(e, n, i, 1, targets, ignore_index, w * splat(factor), grad_losses, d_hi, d_lo)
+        hi, lo, g_t, m = splat(lane(hi, 0)), splat(lane(lo, 0)), lane(at_target, 0), m_after
+        t, keep = row_target(targets, i, ignore_index)
         result += loss
         if losses.size:
             put(out, i, loss)
     g = pointer(grad, (last - 1) * n)
-    write_row(g, n, True, scale_at, (e, hi, lo))
-    row_target_grad(g, n, targets, last - 1, ignore_index, lane(g_t, 0))
+    write_row(g, n, True, _gradient_at, (e, hi, lo, t, g_t))
+    if keep == 0.0:
+        row_clear(g, n)
     fence()
     keep_alive(scratch)
     return result
+
+
+@inline
+def _gradient_at(row: Any, j: int, k: int) -> Any:
+    """What is streamed, the target's gradient in its place.
+
+    Put in afterwards, it would wait for a line that is on its way to memory (4096 x 4096, float32: 3.19 -> 2.90 ms).
+    """
+    e, hi, lo, t, g_t = row
+    value = scale_at((e, hi, lo), j, k)
+    if np.uint64(t - j) < np.uint64(lanes(e)):
+        value = with_lane(value, t - j, g_t)
+    return value
 
 
 @inline
