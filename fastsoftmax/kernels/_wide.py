@@ -292,8 +292,11 @@ def row_exp_between(
         while apart < PAGE * step // 4 and lead + 4 * step <= n:
             stream(out, lead, value(row, lead, step))
             lead, apart = lead + step, apart + step
-        for k in range(n - 4 * step, n, step):
-            store(out, k, value(row, k, step))
+        end = lead + (n - lead) // (4 * step) * (4 * step)
+        while end + step <= n:
+            stream(out, end, value(row, end, step))
+            end += step
+        store_first(out, end, value(row, end, n - end), n - end)
     j, begun = 0, rest_begun(z, 0, n, base)
     while j + 4 * step <= n:
         for k in range(j, j + 4 * step, step):
