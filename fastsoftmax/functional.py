@@ -52,9 +52,9 @@ _RUN = 32  # strips down columns, see `_strips_together`
 # (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
 # Bytes of output, and of a row of all arrays, from which results go past the caches, where what is read then stays (softmax,
-# 1024 x 1000, float64: 0.69 -> 0.57 ms, 0.95 -> 0.86 with a pass after it that reads the result; shorter rows gain less than
-# the scratch costs: 16384 x 1024, float32, 8.4 -> 9.9 ms).
-_STREAM, _STREAM_ROW = 7 << 20, 12 << 10
+# 4096 x 1000: float32 1.05 -> 0.81 ms, float64 2.34 -> 1.71; 2048 x 1000, float32: 0.30 -> 0.35, two threads 0.18 -> 0.24;
+# shorter rows gain less than each row costs: 16384 x 500, float32, 2.7 -> 2.8 ms).
+_STREAM, _STREAM_ROW = 7 << 20, 7 << 10
 
 
 @lru_cache(maxsize=256)  # 0.7 us, a tenth of a call on 128 x 100
@@ -89,7 +89,9 @@ def _sum_over_rows(kernel: Callable[..., float], arguments: tuple[Any, ...], sha
 
 
 def _streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:
-    return out.nbytes >= _STREAM and n_arrays * n_classes * out.itemsize >= _STREAM_ROW
+    """So many bytes where rows are twice as long, twice as many where they are not."""
+    row = n_arrays * n_classes * out.itemsize
+    return row >= _STREAM_ROW and out.nbytes * min(row, 2 * _STREAM_ROW) >= 2 * _STREAM * _STREAM_ROW
 
 
 def _strips_together(strips: int) -> int:
