@@ -61,11 +61,15 @@ from ._simd import (
 vector_room = stack(64)  # a number for each of the rows worked on together
 eight_vectors = stack(512)  # a vector for each
 
-# elements after which the small parts of a sum move to doubles: 4 vectors of floats, 8 of doubles, whose limit is wider
-BLOCK = 64
 PAGE = 64  # vectors, 4 KiB
 FEW = 2  # rows: no more than these, and each is added up by itself (1,000 classes, float32: 10.7 -> 9.7 cycles a vector)
 AHEAD = 256  # vectors, 16 KiB: how far ahead memory is asked for the row after (256 x 32000, float32: 2.6 ms with 32, 1.9 so)
+
+
+@inline
+def block_of(z: Any) -> int:
+    """Elements after which the small parts of a sum move on: 4 vectors of floats, 16 of doubles, whose limit is wider."""
+    return 64 if lanes(z) == 16 else 128
 
 
 @inline
@@ -128,7 +132,7 @@ def row_exp(z: Any, n: int, base: Any, e: Any, keep: bool, exact: bool, ahead: i
             prefetch(z, j + k * step + ahead)
         hi, lo = four_ended(this, e, j, keep, hi, lo)
         j += 4 * step
-        if j % BLOCK == 0:
+        if j % block_of(z) == 0:
             low, lo = low_moved(low, lo, exact)
     if j < n:
         hi, lo = rest_ended(begun, e, j, n - j, keep, hi, lo)
@@ -309,7 +313,7 @@ def row_exp_between(
         this, begun = begun, begun_at(z, j + 4 * step, n, base, begun)
         hi, lo = four_ended(this, e, j, keep, hi, lo)
         j += 4 * step
-        if j % BLOCK == 0:
+        if j % block_of(z) == 0:
             low, lo = low_moved(low, lo, exact)
     if j < n:
         hi, lo = rest_ended(begun, e, j, n - j, keep, hi, lo)

@@ -14,22 +14,24 @@ import numpy as np
 
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
 from ._math import (
+    START32,
+    START64,
     TOP32,
     TOP64,
     exp_from,
     fast_two_sum,
+    four_added,
     from_doubles,
-    lane_add,
     lane_start,
     log1p_pair,
     low_add,
     multiplier,
     origin,
+    pair_less,
     plus_one,
     ratio,
     scaled,
     times_unit,
-    two_diff,
     two_sum,
 )  # fmt: skip
 from ._narrow import NARROW32, across, aligned, tile_exp, tile_exp_reciprocal
@@ -50,7 +52,7 @@ from ._simd import (
     store_first,
     widen,
 )  # fmt: skip
-from ._wide import BLOCK
+from ._wide import block_of
 
 _STRIPS = 16  # side by side: runs of 1 KiB (32000 x 256, float32: 4.2 ms, 10.5 in runs of 512 bytes)
 _COLUMNS = 1024  # so many, or fewer, are all taken side by side (float64, 32000 x 256: 32 -> 15 ms, x 512: 66 -> 33)
@@ -103,9 +105,10 @@ def columns_exp(
 ) -> None:  # fmt: skip
     """The exponentials, if they are to be kept, and their sums: class j adds to sum j % lanes, as in a row's lanes.
 
-    `bases` has room for three vectors a strip; sums lie `run` apart.
+    Four classes at a time, those whose exponentials a row adds up together. `bases` has room for three vectors a strip; sums
+    lie `run` apart.
     """
-    step = lanes(z)
+    step, block = lanes(z), block_of(z)
     one, zero = lane_start(z)
     for c in range(0, width, step):
         offset, zero_k, rest = origin(load(maxima, c))
@@ -117,29 +120,47 @@ def columns_exp(
         store(lo, k * step, zero)
         store(low, k * _HALVES, splat(0.0))
         store(low, k * _HALVES + 8, splat(0.0))
-    for start in range(0, n, BLOCK):
-        for j in range(start, min(n, start + BLOCK)):
+    for start in range(0, n, 4 * step):
+        for lane in range(min(step, n - start)):
+            first, four = start + lane, start + lane + 3 * step < n
+            ahead = (_AHEAD if lane + _AHEAD < step else _AHEAD + 3 * step) * inner
             for c in range(0, width, step):
-                prefetch(z, (j + _AHEAD) * inner + c)
                 base = load(bases, c), load(bases, run + c), load(bases, 2 * run + c)
-                value = exp_from(load_first(z, j * inner + c, width - c, zero), base)
-                if keep:
-                    prefetch_to_write(e, (j + _AHEAD) * inner + c)
-                    put_first(e, j * inner + c, value, width - c)
-                at = (j - start) % step * run + c
-                a, b = lane_add(load(hi, at), load(lo, at), value)
-                store(hi, at, a)
-                store(lo, at, b)
-        if not exact and start + BLOCK < n:  # see `low_moved`
+                k, rest = first * inner + c, width - c
+                a, b, c_, d = column_exp(z, k, rest, base, e, keep, ahead), zero, zero, zero
+                if four:
+                    b = column_exp(z, k + step * inner, rest, base, e, keep, ahead)
+                    c_ = column_exp(z, k + 2 * step * inner, rest, base, e, keep, ahead)
+                    d = column_exp(z, k + 3 * step * inner, rest, base, e, keep, ahead)
+                else:
+                    if first + step < n:
+                        b = column_exp(z, k + step * inner, rest, base, e, keep, ahead)
+                    if first + 2 * step < n:
+                        c_ = column_exp(z, k + 2 * step * inner, rest, base, e, keep, ahead)
+                at = lane * run + c
+                s, lost = four_added(load(hi, at), load(lo, at), a, b, c_, d)
+                store(hi, at, s)
+                store(lo, at, lost)
+        if start + 4 * step < n and not (exact and (start + 4 * step) % block == 0):  # see `low_moved`
             continue
-        for lane in range(step):
-            for c in range(0, width, step):
-                k = lane * run + c
+        for k in range(0, run * step, step):
+            if k % run < width:
                 at = k // step * _HALVES
                 a, b = low_add((load(low, at), load(low, at + 8)), load(lo, k))
                 store(low, at, a)
                 store(low, at + 8, b)
                 store(lo, k, zero)
+
+
+@inline
+def column_exp(z: Any, k: int, width: int, base: Any, e: Any, keep: bool, ahead: int) -> Any:
+    """One vector's exponentials; asks for the one `ahead`."""
+    prefetch(z, k + ahead)
+    value = exp_from(load_first(z, k, width, constant(z, 0.0, 0.0)), base)
+    if keep:
+        prefetch_to_write(e, k + ahead)
+        put_first(e, k, value, width)
+    return value
 
 
 @by_type
@@ -148,7 +169,7 @@ def columns_sum(hi, low, run):
     if hi.dtype is V32.dtype:
 
         def floats(hi, low, run):
-            a, b = splat(-33.0 * TOP32), splat(-33.0 * TOP32)
+            a, b = splat(-16.0 * START32 - TOP32), splat(-16.0 * START32 - TOP32)
             for lane in range(16):
                 x, y = widen(load(hi, lane * run))
                 a, b = a + x, b + y
@@ -167,8 +188,7 @@ def columns_sum(hi, low, run):
     def doubles(hi, low, run):
         for lane in range(8):
             p, q = lane * run, 2 * lane * run
-            s, error = two_diff(load(hi, p), splat(2.0 * TOP64))
-            s, lo = fast_two_sum(s, error + (load(low, q) + load(low, q + 8)))
+            s, lo = pair_less(load(hi, p), load(low, q) + load(low, q + 8), splat(START64))
             store(hi, p, s)
             store(low, q, lo)
         half = 4
@@ -180,8 +200,7 @@ def columns_sum(hi, low, run):
                 store(hi, p, s)
                 store(low, 2 * p, lo)
             half //= 2
-        s, error = two_diff(load(hi, 0), splat(TOP64))
-        d = times_unit(*fast_two_sum(s, error + load(low, 0)))
+        d = times_unit(*pair_less(load(hi, 0), load(low, 0), splat(TOP64)))
         return d, d
 
     return doubles

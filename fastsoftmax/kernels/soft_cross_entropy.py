@@ -20,19 +20,19 @@ import numpy as np
 from ._jit import DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
 from ._math import (
     SHIFT64,
+    START64,
     exp_below_begun,
     exp_below_ended,
     exp_pair_begun,
     exp_pair_ended,
     fast_two_sum,
     lane_add,
-    less_one,
     log1p_pair,
+    pair_less,
     plus_one,
     two_diff,
     two_product,
     two_sum,
-    without_start,
 )  # fmt: skip
 from ._narrow import NARROW, load_tile, store_tile, tile_room, tile_size
 from ._simd import (
@@ -196,7 +196,7 @@ def add_exponential(like, hi, lo, lost, value):
 def no_sums() -> Any:
     """Of exponentials in three parts, of weights as a pair, of losses less A * log1p(d) in two."""
     zero = splat(0.0)
-    return splat(2.0 * SHIFT64), zero, zero, zero, zero, zero, zero
+    return splat(START64), zero, zero, zero, zero, zero, zero
 
 
 @inline
@@ -265,7 +265,7 @@ def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any
         b = class_weights(z, t, j, n - j, rest, given)
         sums = add_classes(z, begun, b, given, e, e_lo, j, kept, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    return without_start(hi, lo + lost, splat(SHIFT64)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
+    return pair_less(hi, lo + lost, splat(START64)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
 
 
 @inline
@@ -287,7 +287,7 @@ def rows_sums(
         store(a_hi, b * 8, a[0])
         store(a_lo, b * 8, a[1])
         store(x, b * 8, x_b)
-    d = less_one(*rows_pair(d_hi, d_lo, count, most), splat(SHIFT64))
+    d = pair_less(*rows_pair(d_hi, d_lo, count, most), splat(SHIFT64))
     a = rows_pair(a_hi, a_lo, count, most)
     return m, (d[0] * splat(_UNIT), d[1] * splat(_UNIT)), a, rows_total(x, count, most)
 
@@ -346,7 +346,7 @@ def tile_sums(like: Any, n: int, m: Any, t: Any, uniform: Any, given: Any, e: An
         b = lane_class_weights(like, t, j, uniform, given)
         sums = add_classes(like, this, b, given, e, e_lo, j * 8, True, sums)
     hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    d_hi, d_lo = two_sum(hi - splat(3.0 * SHIFT64), lo + lost)
+    d_hi, d_lo = two_sum(hi - splat(START64 + SHIFT64), lo + lost)
     return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
 
 
