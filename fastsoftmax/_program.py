@@ -39,7 +39,7 @@ class Caller(ABC):
 
     @abstractmethod
     def chunks(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, size: int, cost: float, results: Any = None) -> None:
-        """In chunks of `size`; `results` has a place for each."""
+        """In chunks of `size`; `results`, all 0, has a place for each, or the first for what they add up to."""
 
     @abstractmethod
     def python(self, function: Callable[[], Any]) -> None:
@@ -78,7 +78,9 @@ class _Now(Caller):
 
     def chunks(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, size: int, cost: float, results: Any = None) -> None:
         if n > size:
-            run_rows(partial(kernel, *arguments), n, size, cost, results)
+            result = run_rows(partial(kernel, *arguments), n, size, cost)
+            if results is not None:
+                results[0] = result
         else:
             self.whole(kernel, arguments, n, cost, results)
 

@@ -31,7 +31,6 @@ from .kernels import (
     JOB_HELPERS,
     JOB_HOLDS,
     JOB_LONG,
-    JOB_RESULTS,
     JOB_ROWS,
     KERNELS,
     WORKER,
@@ -126,30 +125,18 @@ def _default() -> int:
 COST = 2e-4  # microseconds an element, of a kernel that does little more than read and write it
 
 
-def run_rows(
-    call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0, results: Any = None
-) -> None:  # fmt: skip
+def run_rows(call: Callable[[int, int, int], Any], n_rows: int, size: int, cost: float = 1000.0) -> Any:
     """Run a compiled kernel over chunks of `size` rows on up to `get_num_threads` threads.
 
     ``call(first, last, job)`` hands its arguments on to the kernel, once: the threads take chunks from each other inside
-    the compiled code. `cost` is about how many microseconds it will take one thread. What the kernel returns for each
-    chunk, if it returns a number, goes to the float64 array `results`.
+    the compiled code. `cost` is about how many microseconds it will take one thread. Of a kernel that returns a number, what
+    it returns for each chunk is added up, in the order of the rows.
     """
     pool, threads = _pool, threads_now()
-    job, where, helpers = _job(pool, n_rows, size, threads, cost < QUICK, cost > _LONG)
-    if results is not None:
-        job = job.copy()
-        job[JOB_RESULTS], where = address(results), address(job)
+    _, job, helpers = _job(pool, n_rows, size, threads, cost < QUICK, cost > _LONG)
     if helpers:
         pool.ask(helpers, cost)
-    call(0, n_rows, where)
-
-
-def sum_rows(call: Callable[[int, int, int], object], n_rows: int, size: int, cost: float = 1000.0) -> float:
-    """The same for a kernel that returns a float64; add what it returns for each chunk, in the order of the rows."""
-    results = np.zeros(max(1, -(-n_rows // size)))
-    run_rows(call, n_rows, size, cost, results)
-    return in_order(results)
+    return call(0, n_rows, job)
 
 
 def in_order(numbers: Any) -> float:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
-from ._threads import get_num_threads, in_order, num_threads, run_rows, set_num_threads, sum_rows, threads_now
+from ._threads import get_num_threads, in_order, num_threads, run_rows, set_num_threads, threads_now
 from .kernels import KERNELS, build_all, environment
 
 __all__ = [
@@ -85,7 +85,7 @@ def _sum_over_rows(kernel: Callable[..., float], arguments: tuple[Any, ...], sha
     work = n_rows * n_columns
     if work <= _SMALL:
         return kernel(*arguments, 0, n_rows, 0)
-    return sum_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape), work * _COST)
+    return run_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape), work * _COST)
 
 
 def _streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:

@@ -19,7 +19,7 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax import _threads
-from fastsoftmax._threads import run_rows, sum_rows
+from fastsoftmax._threads import run_rows
 from fastsoftmax.kernels import ALONE, BOARD, KERNELS, WORKER
 
 
@@ -122,9 +122,9 @@ def test_results_of_chunks_are_added_in_their_order(hold):
         return kernel(logits, targets, none, none, -100, none, first, last, job)
 
     with fs.num_threads(3):
-        total = sum_rows(call, 103, 10, 1.0 if hold else 1000.0)
+        total = run_rows(call, 103, 10, 1.0 if hold else 1000.0)
     assert total == reduce(add, (call(i, min(103, i + 10), 0) for i in range(0, 103, 10)))
-    assert sum_rows(call, 0, 10) == 0.0
+    assert run_rows(call, 0, 10) == 0.0
 
 
 several_processors = pytest.mark.skipif(_threads._processors() < 2, reason="one processor")

@@ -126,7 +126,9 @@ _FAILURE = "a kernel ran out of memory, or out of bounds where NUMBA_BOUNDSCHECK
 
 
 def _share(context: Any, module: ir.Module, compiled: Any, sig: Signature, frame: ir.LiteralStructType) -> ir.Function:
-    """A C function of a frame (the kernel's arguments, its job, the call's tally) and of who calls: work until nothing is left.
+    """A C function of a frame and of who calls: work until nothing is left.
+
+    The frame: the kernel's arguments, its job, the call's tally, and where results of chunks go.
 
     The caller (0) takes chunks from the front, workers (1) from the end: call after call over the same arrays a core finds
     the same rows in its cache (1024 x 1000, float32, two threads: 247 us if all take from the front, 165 so).
@@ -136,11 +138,11 @@ def _share(context: Any, module: ir.Module, compiled: Any, sig: Signature, frame
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     values = builder.load(builder.bitcast(function.args[0], frame.as_pointer()))
-    *before, first, last, job, tally = (builder.extract_value(values, k) for k in range(len(frame.elements)))
+    *before, first, last, job, tally, results = (builder.extract_value(values, k) for k in range(len(frame.elements)))
     of_job, of_tally, one = partial(_field, builder, job), partial(_field, builder, tally), _int64(1)
     helps = builder.icmp_signed("!=", function.args[1], _int64(0))
     rows = builder.load(of_job(JOB_ROWS))
-    n_chunks = builder.sdiv(builder.add(builder.sub(last, first), builder.sub(rows, one)), rows)
+    n_chunks = _chunks(builder, first, last, rows)
     from_front = cgutils.alloca_once_value(builder, _int64(0))
     counter = builder.select(helps, of_tally(FROM_END), from_front)
     head, body, end = (function.append_basic_block(name) for name in ("next", "run", "end"))
@@ -160,13 +162,32 @@ def _share(context: Any, module: ir.Module, compiled: Any, sig: Signature, frame
         builder.store(_NOTHING_LEFT, of_tally(TAKEN))
         builder.store_atomic(_NOTHING_LEFT, of_tally(DONE), "release", 8)
     if sig.return_type != types.void:
-        place = builder.inttoptr(builder.load(of_job(JOB_RESULTS)), value.type.as_pointer())
-        builder.store(value, builder.gep(place, [chunk]))
+        builder.store(value, builder.gep(builder.inttoptr(results, value.type.as_pointer()), [chunk]))
     builder.atomic_rmw("add", of_tally(DONE), one, "release")
     builder.branch(head)
     builder.position_at_end(end)
     builder.ret_void()
     return function
+
+
+def _chunks(builder: Any, first: Any, last: Any, rows: Any) -> Any:
+    return builder.sdiv(builder.add(builder.sub(last, first), builder.sub(rows, _int64(1))), rows)
+
+
+def _added(builder: Any, results: Any, n: Any) -> Any:
+    """The n results of chunks, added up in their order."""
+    kind = results.type.pointee
+    add = builder.fadd if isinstance(kind, ir.DoubleType) else builder.add
+    total = cgutils.alloca_once_value(builder, kind(0))
+    with cgutils.for_range(builder, n) as loop:
+        builder.store(add(builder.load(total), builder.load(builder.gep(results, [loop.index]))), total)
+    return builder.load(total)
+
+
+def _memory(builder: Any, name: str, result: ir.Type, argument: Any) -> Any:
+    """Python's raw allocator, which needs no GIL."""
+    kind = ir.FunctionType(result, [argument.type])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"PyMem_Raw{name}"), [argument])
 
 
 def _field(builder: Any, job: Any, k: int) -> Any:
@@ -215,9 +236,21 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
             result, tally = cgutils.alloca_once_value(builder, none), cgutils.alloca_once(builder, _int64, size=TALLY)
             for k in range(TALLY):
                 builder.store(none, builder.gep(tally, [_int64(k)]))
-            frame = ir.LiteralStructType([*(value.type for value in values), _int64, _int64])
+            frame = ir.LiteralStructType([*(value.type for value in values), _int64, _int64, _int64])
             assert context.get_abi_sizeof(frame) <= 8 * (RECORD - OF_FRAME), "a record has no room for so many arguments"
             share = _share(context, builder.module, compiled, sig, frame)
+            returns = None if sig.return_type == types.void else context.get_value_type(sig.return_type).as_pointer()
+
+            def offered_to_others(field, address):
+                board, long = builder.load(field(JOB_BOARD)), builder.load(field(JOB_LONG))
+                offered = context.compile_internal(
+                    builder, offer, types.boolean(*[types.int64] * 5),
+                    [board, builder.ptrtoint(share, _int64), builder.ptrtoint(address, _int64),
+                     builder.load(field(JOB_HELPERS)), long],
+                )  # fmt: skip
+                builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), none])
+                with builder.if_then(offered):
+                    context.compile_internal(builder, take_back, types.void(types.int64, types.int64), [board, long])
 
             def in_chunks():
                 field = partial(_field, builder, job)
@@ -226,21 +259,32 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
                 address = builder.bitcast(cgutils.alloca_once(builder, frame), _int64.as_pointer())
                 address = builder.select(recorded, of_record(OF_FRAME), address)
                 of_call = builder.ptrtoint(builder.select(recorded, of_record(OF_TALLY), tally), _int64)
-                filled = cgutils.pack_struct(builder, [*values, job, of_call])
-                builder.store(filled, builder.bitcast(address, frame.as_pointer()))
+
+                def fill(results):
+                    filled = cgutils.pack_struct(builder, [*values, job, of_call, results])
+                    builder.store(filled, builder.bitcast(address, frame.as_pointer()))
+
                 with builder.if_else(recorded, likely=False) as (then, otherwise):
                     with then:
+                        fill(builder.load(field(JOB_RESULTS)))
                         builder.store(builder.ptrtoint(share, _int64), of_record(OF_FUNCTION))
                     with otherwise, without_gil(builder.icmp_signed("==", builder.load(field(JOB_HOLDS)), none)):
-                        board, long = builder.load(field(JOB_BOARD)), builder.load(field(JOB_LONG))
-                        offered = context.compile_internal(
-                            builder, offer, types.boolean(*[types.int64] * 5),
-                            [board, builder.ptrtoint(share, _int64), builder.ptrtoint(address, _int64),
-                             builder.load(field(JOB_HELPERS)), long],
-                        )  # fmt: skip
-                        builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), none])
-                        with builder.if_then(offered):
-                            context.compile_internal(builder, take_back, types.void(types.int64, types.int64), [board, long])
+                        if returns is None:
+                            fill(none)
+                            offered_to_others(field, address)
+                        else:
+                            n_chunks = _chunks(builder, values[-2], values[-1], builder.load(field(JOB_ROWS)))
+                            size = builder.mul(n_chunks, _int64(context.get_abi_sizeof(returns.pointee)))
+                            memory = _memory(builder, "Malloc", cgutils.voidptr_t, size)
+                            with builder.if_else(cgutils.is_null(builder, memory), likely=False) as (no_room, room):
+                                with no_room:
+                                    builder.store(one, builder.gep(tally, [_int64(FAILED)]))
+                                with room:
+                                    fill(builder.ptrtoint(memory, _int64))
+                                    offered_to_others(field, address)
+                                    total = _added(builder, builder.bitcast(memory, returns), n_chunks)
+                                    builder.store(total, builder.bitcast(result, returns))
+                                    _memory(builder, "Free", ir.VoidType(), memory)
 
             with builder.if_else(builder.icmp_unsigned(">", job, one), likely=False) as (shared, alone):
                 with shared:
@@ -248,15 +292,12 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
                 with alone, builder.if_then(builder.icmp_signed("<", values[-2], values[-1])):
                     status, value = in_one()
                     builder.store(builder.zext(status.is_error, _int64), builder.gep(tally, [_int64(FAILED)]))
-                    if sig.return_type != types.void:
-                        builder.store(value, builder.bitcast(result, value.type.as_pointer()))
+                    if returns is not None:
+                        builder.store(value, builder.bitcast(result, returns))
             failed = builder.load(builder.gep(tally, [_int64(FAILED)]))
             with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, failed)):
                 context.call_conv.return_user_exc(builder, RuntimeError, (_FAILURE,))
-            if sig.return_type == types.void:
-                return context.get_dummy_value()
-            kind = context.get_value_type(sig.return_type).as_pointer()
-            return builder.load(builder.bitcast(result, kind))
+            return context.get_dummy_value() if returns is None else builder.load(builder.bitcast(result, returns))
 
         return sig.return_type(arguments, job), codegen
 

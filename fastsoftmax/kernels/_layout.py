@@ -1,8 +1,8 @@
 """What compiled code and Python both read and write: arrays of int64, and what lies where."""
 
 # A job: the rows of a chunk, the board's address or 0, how many workers may help, whether the caller holds the GIL, whether
-# the call is a long one, the address of a place for what the kernel returns for each chunk, if it returns anything, and the
-# address of a record to be made of the call instead of making it, or 0. Many calls may share one.
+# the call is a long one, and the address of a record to be made of the call instead of making it, or 0; then also that of a
+# place for what the kernel returns for each chunk, if it returns anything. Many calls may share one.
 JOB = 7
 JOB_ROWS, JOB_BOARD, JOB_HELPERS, JOB_HOLDS, JOB_LONG, JOB_RESULTS, JOB_RECORD = range(JOB)
 
@@ -11,7 +11,7 @@ TALLY = 4
 TAKEN, FROM_END, DONE, FAILED = range(TALLY)
 
 # A record of a call, see `program`: how many chunks it has, its tally, its job, the function that works through its chunks,
-# and what that takes: the kernel's arguments and the addresses of tally and job.
+# and what that takes: the kernel's arguments and the addresses of job, tally and results.
 CHUNKS, OF_TALLY, OF_JOB, OF_FUNCTION, OF_FRAME = 0, 1, 1 + TALLY, 1 + TALLY + JOB, 2 + TALLY + JOB
 RECORD = 256
 
