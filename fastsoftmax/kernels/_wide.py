@@ -73,9 +73,13 @@ def block_of(z: Any) -> int:
 
 
 @inline
-def rows_together(z: Any, n: int) -> int:
-    """How many rows to work on at once: 8 KiB at most, and as many as a vector has doubles."""
-    return max(1, min(8, 128 * lanes(z) // n))
+def rows_together(n: int, most: int = 2048) -> int:
+    """How many rows to work on at once: of `most` elements, and as many as a vector has doubles.
+
+    Of doubles 2,048 where a logarithm is waited for (128 x 1000, loss-gradient: 13.4 -> 13.0 cycles a vector), 1,024 where all
+    rows are read once more (log_softmax: 13.5, 13.0 so).
+    """
+    return max(1, min(8, most // n))
 
 
 @inline

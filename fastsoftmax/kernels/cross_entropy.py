@@ -154,7 +154,7 @@ def wide_cross_entropy(
     logits: Any, labels: Any, given: Any, ignore_index: int, losses: Any, first: int, last: int
 ) -> float:  # fmt: skip
     n, targets, out, per_row = logits.shape[1], pointer(labels, 0), pointer(losses, 0), losses.size > 0
-    most, values = rows_together(pointer(logits, 0), n), vector_room(splat(0.0))
+    most, values = rows_together(n), vector_room(splat(0.0))
     result = 0.0
     if most == 1:
         m = row_max(pointer(logits, first * n), n)
@@ -188,7 +188,7 @@ def wide_gradient(
 ) -> float:  # fmt: skip
     n, targets, out = logits.shape[1], pointer(labels, 0), pointer(losses, 0)
     like = pointer(logits, 0)
-    most, values = rows_together(like, n), vector_room(splat(0.0))
+    most, values = rows_together(n), vector_room(splat(0.0))
     q_hi, q_lo, at_target = vector_room(like), vector_room(like), vector_room(like)
     result, top = 0.0, rows_max(pointer(logits, first * n), n, first, last, most)
     for i in range(first, last, most):

@@ -75,7 +75,7 @@ def softmax(logits, probs, n, streaming, first, last):
         streaming_softmax(logits, probs, n, first, last)
         return
     like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
-    most = rows_together(like, n)
+    most = rows_together(n, 128 * lanes(like))
     q_hi, q_lo, top = vector_room(like), vector_room(like), rows_max(pointer(logits, first * n), n, first, last, most)
     for i in range(first, last, most):
         z, p, count = pointer(logits, i * n), pointer(probs, i * n), min(last - i, most)
@@ -140,7 +140,7 @@ def log_softmax(logits, log_probs, n, streaming, first, last):
         streaming_log_softmax(logits, log_probs, n, first, last)
         return
     like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
-    most, maxima, logs = rows_together(like, n), vector_room(like), vector_room(like)
+    most, maxima, logs = rows_together(n, 128 * lanes(like)), vector_room(like), vector_room(like)
     top = rows_max(pointer(logits, first * n), n, first, last, most)
     for i in range(first, last, most):
         z, out, count = pointer(logits, i * n), pointer(log_probs, i * n), min(last - i, most)
@@ -202,7 +202,7 @@ def logsumexp(logits, lse, n, first, last):
         narrow_logsumexp(logits, lse, n, first, last)
     else:
         z, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
-        most = rows_together(z, n)
+        most = rows_together(n)
         following = rows_max(shift(z, first * n), n, first, last, most)
         for i in range(first, last, most):
             row, count = shift(z, i * n), min(last - i, most)
