@@ -198,6 +198,31 @@ def test_a_bad_label_writes_nothing(bad, n_classes, dtype):
     np.testing.assert_array_equal(logits, before)
 
 
+@pytest.mark.parametrize("n_classes", [4, 100])
+@pytest.mark.parametrize(
+    ("targets", "error", "match"),
+    [([0, 200, 1], IndexError, "row 1.*200"), ([0, 1, -1], IndexError, "row 2.*-1"), ([0, 1], ValueError, "targets"),
+     ([0, 1, 2, 3], ValueError, "targets"), ([], ValueError, "targets")],
+)  # fmt: skip
+def test_labels_of_small_batches_are_checked(targets, error, match, n_classes, dtype):
+    """Calls without options have a way of their own."""
+    logits, targets = np.zeros((3, n_classes), dtype), np.array(targets, dtype=np.int64)
+    for labels in (targets, targets.tolist()):
+        for call in (fs.cross_entropy, fs.cross_entropy_with_grad):
+            with pytest.raises(error, match=match):
+                call(logits, labels)
+
+
+def test_small_batches_without_a_loss(dtype):
+    """No rows, rows that are all ignored, and no classes."""
+    for labels, shape in (([], (0, 4)), ([-100, -100], (2, 4))):
+        loss, grad = fs.cross_entropy_with_grad(np.full(shape, np.nan, dtype), np.array(labels, dtype=np.int64))
+        assert np.isnan(loss)
+        np.testing.assert_array_equal(grad, np.zeros(shape, dtype))
+    with pytest.raises(ValueError, match="class"):
+        fs.cross_entropy_with_grad(np.zeros((2, 0), dtype), np.zeros(2, np.int64))
+
+
 def test_a_bad_label_is_found_by_any_number_of_threads():
     """The first one is named, whoever finds one first."""
     logits, targets = np.zeros((200_000, 10), dtype=np.float32), np.zeros(200_000, dtype=int)

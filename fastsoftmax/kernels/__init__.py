@@ -49,6 +49,7 @@ MODULES: dict[str, str] = {
     "check_targets": "cross_entropy",
     "cross_entropy": "cross_entropy",
     "cross_entropy_with_grad": "cross_entropy",
+    "mean_cross_entropy_with_grad": "cross_entropy",
     "soft_cross_entropy": "soft_cross_entropy",
     "soft_cross_entropy_with_grad": "soft_cross_entropy",
     "softmax_backward": "backward",

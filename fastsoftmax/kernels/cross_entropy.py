@@ -495,3 +495,21 @@ def cross_entropy_with_grad(
     return wide_gradient(
         logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
     )
+
+
+@signature(MATRIX_IN, LABELS, INDEX, DOUBLES_IN, MATRIX_OUT, returns=REAL)
+def mean_cross_entropy_with_grad(logits, targets, ignore_index, nothing, grad):
+    """The mean loss and its gradient with all checks, for small batches; NaN for what must be looked at more closely.
+
+    Nothing is written then, unless NaN is the loss.
+    """
+    n_rows, n = logits.shape
+    if targets.size != n_rows or n_rows == 0 or n == 0:
+        return np.nan
+    none, losses = nothing[:0], grad[0, :0]  # of no length, as LLVM sees too
+    _, kept = check_targets(targets, n, ignore_index, none, none)
+    if kept == 0.0:  # no row counts, or a label is no class
+        return np.nan
+    return cross_entropy_with_grad(
+        logits, targets, none, none, ignore_index, none, 1.0, kept, losses, grad, False, 0, n_rows
+    ) / kept
