@@ -88,8 +88,28 @@ def affine(
         return out
     kernel, n, work = KERNELS["affine"][out.dtype], len(out), x.size * weight.shape[1]
     b = _nothing(out.dtype) if bias is None else bias
+    if via is not NOW and bias is not None and THIN < weight.shape[1] <= WIDE and weight.size > 2 * out.size:
+        n_parts, size = _chunks(len(weight), work, PANEL, SMALL)
+        if n_parts == 2:
+            _affine_by_inputs(via, x, weight, b, relu, out, n_parts, size)
+            return out
     _run(via, kernel, (x, weight, b, False, relu, out), n, work, PANEL if weight.shape[1] > WIDE else GRAIN)
     return out
+
+
+def _affine_by_inputs(
+    via: Caller, x: Array, weight: Array, bias: Array, relu: bool, out: Array, n_parts: int, size: int
+) -> None:  # fmt: skip
+    """The same in parts of the inputs, those of `affine_grad_weight`.
+
+    In a training step each thread then reads, after the first step, the rows of weight that it updated itself. Processors that
+    are far apart pass each other all the others line by line (784 x 100, batch 128, float32, two threads, where a line takes
+    220 ns: 196 -> 173 us a step; where it takes 50 the same, on one thread 213 -> 216).
+    """
+    parts = np.empty((n_parts, *out.shape), out.dtype)
+    work = x.size * weight.shape[1]
+    _run(via, KERNELS["affine_parts"][out.dtype], (x, weight, parts, size), len(weight), work, PANEL)
+    via.shares(KERNELS["add_parts"][out.dtype], (parts, bias, relu, out), len(out), parts.size * PASS)
 
 
 def _blas_affine(x: Array, weight: Array, bias: Array | None, out: Array, relu: bool) -> None:

@@ -50,6 +50,32 @@ def make(shape, dtype, rng):
     return draw  # x, weight, bias, grad_out
 
 
+@pytest.mark.parametrize(
+    "shape", [(1, 700, 11), (3, 33, 47), (128, 784, 100), (5, 1, 20), (17, 40, 256), (40, 130, 49)], ids=str
+)  # fmt: skip
+def test_forward_in_parts_of_the_inputs(shape, dtype, rng):
+    """As in training steps; of an odd number of parts, the last one shorter, in one piece or each by itself."""
+    x, weight, bias, _ = make(shape, dtype, rng)
+    n_rows, n_in, n_out = shape
+    size = -(-n_in // 3)
+    n_parts = -(-n_in // size)
+    parts, check = guarded((n_parts, n_rows, n_out), dtype)
+    kernel("affine_parts", dtype)(x, weight, parts, size, 0, n_in, 0)
+    check()
+    others = np.full_like(parts, np.nan)
+    for first in range(0, n_in, size):
+        kernel("affine_parts", dtype)(x, weight, others, size, first, min(n_in, first + size), 0)
+    np.testing.assert_array_equal(parts, others)
+    (plain, check), (rectified, check_rectified) = (guarded((n_rows, n_out), dtype) for _ in range(2))
+    for first in range(0, n_rows, 7):
+        kernel("add_parts", dtype)(parts, bias, False, plain, first, min(n_rows, first + 7), 0)
+        kernel("add_parts", dtype)(parts, bias, True, rectified, first, min(n_rows, first + 7), 0)
+    assert_product(plain, x, weight, bias)
+    np.testing.assert_array_equal(rectified, np.maximum(plain, 0))
+    check()
+    check_rectified()
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward(shape, dtype, rng):
     x, weight, bias, grad_out = make(shape, dtype, rng)

@@ -32,8 +32,8 @@ for assembly in _jit.compiled(getattr(module, name), dtype).inspect_asm().values
 ROW_KERNELS = [
     "softmax", "log_softmax", "logsumexp", "exp", "cross_entropy", "cross_entropy_with_grad", "mean_cross_entropy_with_grad",
     "soft_cross_entropy", "soft_cross_entropy_with_grad", "softmax_backward", "log_softmax_backward", "softmax_hessian",
-    "affine", "affine_grad_weight", "thin_grad_weight", "add_thin_parts", "linear_cross_entropy", "sgd_update",
-    "momentum_update", "adam_update", "softmax_columns", "log_softmax_columns",
+    "affine", "affine_parts", "add_parts", "affine_grad_weight", "thin_grad_weight", "add_thin_parts",
+    "linear_cross_entropy", "sgd_update", "momentum_update", "adam_update", "softmax_columns", "log_softmax_columns",
 ]  # fmt: skip
 # Kernels that do no arithmetic on the elements of a row.
 OTHERS = {

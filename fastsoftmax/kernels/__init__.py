@@ -63,6 +63,8 @@ MODULES: dict[str, str] = {
     "gather": "elementwise",
     "gather_bytes": "elementwise",
     "affine": "affine",
+    "affine_parts": "affine",
+    "add_parts": "affine",
     "affine_grad_weight": "affine",
     "thin_grad_weight": "affine",
     "add_thin_parts": "affine",

@@ -9,7 +9,8 @@ Three ways, chosen by shape alone:
     of a few rows before the next ones: large results go to memory in whole lines, past the caches.
 (c) Few rows (at most `FEW`): x @ weight and x @ weight.T read weight once, as it lies.
 Sum order: along the inner index, in blocks of `DEPTH` (for x.T @ grad_out: of rows, see `SLAB` and `thin_rows`) whose sums are
-added in order. (b)'s x @ weight and (c)'s x @ weight.T put index k into lane k % lanes and fold the lanes in a fixed tree.
+added in order; training steps take large weights in `affine_parts`, added likewise. (b)'s x @ weight and (c)'s x @ weight.T
+put index k into lane k % lanes and fold the lanes in a fixed tree.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ._simd import (
     fence,
     keep_alive,
     lanes,
+    larger,
     load,
     load_first,
     misalignment,
@@ -98,6 +100,20 @@ def panel_product(acc, a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, co
         ask_for_tile(to, out_row, rows, columns)
         c = multiply_add(acc, shift(a, i * a_tile), a_row, a_step, rows, b, b_vector, b_step, columns, n)
         end_sums(c, to, out_row, rows, columns, begun)
+
+
+@inline
+def fitting_product(a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun):
+    """The same with the tile that fits the panel."""
+    step = lanes(a)
+    if columns > 2 * step:
+        panel_product(
+            tile(a, ROWS, VECTORS), a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun
+        )
+    elif columns > step:
+        panel_product(tile(a, ROWS, 2), a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun)
+    else:
+        panel_product(tile(a, ROWS, 1), a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun)
 
 
 @inline
@@ -290,6 +306,39 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
     keep_alive(scratch)
 
 
+@signature(MATRIX_IN, MATRIX_IN, CUBE_OUT, INDEX, INDEX, INDEX)
+def affine_parts(x, weight, parts, size, first, last):
+    """parts[k] = x @ weight over the inputs [k * size, (k + 1) * size), of those within [first, last); `size` divides first."""
+    n_rows, n_in, n_out = x.shape[0], x.shape[1], weight.shape[1]
+    step = lanes(pointer(weight, 0))
+    whole = n_out - rest(pointer(weight, 0), n_out)
+    for k in range(first, last, size):
+        a, depth, j = pointer(x, k), min(size, last - k), 0
+        while j < n_out:
+            columns = min(VECTORS * step, whole - j) if j < whole else n_out - j
+            b, to = pointer(weight, k * n_out + j), pointer(parts, k // size * n_rows * n_out + j)
+            if j == whole:
+                panel_rest_ended(a, n_in, n_rows, b, n_out, columns, depth, to, n_out, False, False, b, False)
+            else:
+                fitting_product(a, n_in, n_in, 1, n_rows, b, step, n_out, columns, depth, to, n_out, False)
+            j += columns
+
+
+@signature(CUBE_OUT, VECTOR_IN, FLAG, MATRIX_OUT, INDEX, INDEX)
+def add_parts(parts, bias, relu, out, first, last):
+    """Rows [first, last) of out = the sum of the parts in their order + bias, or its positive part."""
+    n_out = out.shape[1]
+    p, zero = pointer(parts, 0), constant(pointer(parts, 0), 0.0, 0.0)
+    for i in range(first, last):
+        for j in range(0, n_out, lanes(p)):
+            count, at = n_out - j, i * n_out + j
+            value = load_first(p, at, count, zero)
+            for k in range(1, parts.shape[0]):
+                value = value + load_first(p, k * out.size + at, count, zero)
+            value = value + load_first(pointer(bias, 0), j, count, zero)
+            store_first(pointer(out, 0), at, larger(zero, value) if relu else value, count)
+
+
 @inline
 def rest_product(grad_out, n_out, columns, x, n_in, n, width, turned, out, begun):
     """out (+)= x.T @ grad_out for `columns` of grad_out's n_out columns and `width` of x's n_in, lanes along the latter.
@@ -345,18 +394,8 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
                 b, b_vector, b_step = panel, n * step, step
             if j == whole:
                 rest_product(b, n_out, columns, pointer(x, i * n_in + first), n_in, n, width, panel, to, begun)
-            elif columns > 2 * step:
-                panel_product(
-                    tile(a, ROWS, VECTORS), a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun
-                )
-            elif columns > step:
-                panel_product(
-                    tile(a, ROWS, 2), a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun
-                )
             else:
-                panel_product(
-                    tile(a, ROWS, 1), a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun
-                )
+                fitting_product(a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun)
             if first == 0 and grad_bias.size:
                 one, to = pointer(ones, 0), pointer(grad_bias, j)
                 panel_product(tile(a, 1, VECTORS), one, 0, 0, 0, 1, b, b_vector, b_step, columns, n, to, 0, begun)
