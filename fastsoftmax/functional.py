@@ -48,7 +48,7 @@ _IGNORED, _SHARP, _MEAN = -100, 0.0, "mean"  # options left out, likewise
 # is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
 _SMALL, _SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
-_RUN = 32  # strips down columns, see `_strips_together`
+_RUN = 16  # strips down columns, see `_strips_together`
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
 # (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
@@ -96,11 +96,12 @@ def _streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:
 
 
 def _strips_together(strips: int) -> int:
-    """Strips of 64 bytes, in runs of 2 KiB.
+    """Strips of 64 bytes, in runs of 1 KiB.
 
-    Of less, two threads hinder each other (1000 x 256, float32: 129 us, 240; 32000 x 256, float64: 15 ms, 17).
+    Where two threads meet, in each row, the CPU fetches lines for the one that the other is about to write: in runs of less, or
+    few of them, they hinder each other (1000 x 256, float64: 182 us, 241; 1000 x 1024, float32, 1 and 2 KiB: 298, 368).
     """
-    return _RUN if strips >= 2 * _RUN else strips
+    return _RUN if strips >= 4 * _RUN else strips
 
 
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
