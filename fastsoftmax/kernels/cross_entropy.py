@@ -46,6 +46,7 @@ from ._simd import (
     any_lane,
     constant,
     fence,
+    fma,
     item,
     keep_alive,
     lane,
@@ -135,9 +136,9 @@ def row_loss(like: Any, m: Any, z_t: Any, d_hi: Any, d_lo: Any) -> Any:
 
 @inline
 def target_grad(q: Any, e_t: Any, d_hi: Any, d_lo: Any) -> Any:
-    """-(1 + d - e_t) * q in double vectors, with q = a / (1 + d)."""
+    """-(1 + d - e_t) * q in double vectors, with the pair q = a / (1 + d), rounded once."""
     others, error = two_sum(splat(1.0) - e_t, d_hi)
-    return -((others + (error + d_lo)) * q)
+    return -fma(others, q[0], fma(others, q[1], (error + d_lo) * q[0]))
 
 
 @by_type
@@ -271,7 +272,7 @@ def rows_factors(
         if grad_losses.size:
             a = with_lane(a, b, lane(a, b) * grad_losses[i + b])
     q = ratio(e, a, *plus_one(d_hi, d_lo))
-    g_t = target_grad(q[0], exponentials(e_t)[0], d_hi, d_lo)
+    g_t = target_grad(q, exponentials(e_t)[0], d_hi, d_lo)
     hi, lo = multiplier(zero, q, q)
     return hi, lo, from_doubles(zero, g_t, g_t)
 
@@ -434,8 +435,8 @@ def narrow_gradient(
             q0 = ratio(tile, w0 * splat(factor), *plus_one(d[0], d[1]))
             q1 = ratio(tile, w1 * splat(factor), *plus_one(e[0], e[1]))
             e0, e1 = exponentials(exp_from(target, origin(m)))
-            g0 = target_grad(q0[0], e0, d[0], d[1])
-            g1 = target_grad(q1[0], e1, e[0], e[1])
+            g0 = target_grad(q0, e0, d[0], d[1])
+            g1 = target_grad(q1, e1, e[0], e[1])
             (hi, lo), g = multiplier(m, q0, q1), from_doubles(m, g0, g1)
             zero = constant(tile, 0.0, 0.0)
             ignored = kept == zero
