@@ -104,7 +104,7 @@ def _affine_by_inputs(
 
     In a training step each thread then reads, after the first step, the rows of weight that it updated itself. Processors that
     are far apart pass each other all the others line by line (784 x 100, batch 128, float32, two threads, where a line takes
-    220 ns: 196 -> 173 us a step; where it takes 50 the same, on one thread 213 -> 216).
+    220 ns: 196 -> 173 us a step; where it takes 50, and on one thread, the same).
     """
     parts = np.empty((n_parts, *out.shape), out.dtype)
     work = x.size * weight.shape[1]

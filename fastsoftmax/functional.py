@@ -473,7 +473,7 @@ def _plain_denominator(
     """What the mean divides by where kernels take labels as they are, and there are no weights; None elsewhere.
 
     A call on 1 x 10 is all overhead: the loss takes 0.92 us if what it is given is looked at in this order, options left out
-    being known by identity, and 25 the long way.
+    being known by identity, and 9.4 the long way, as lists.
     """
     if (
         class_weight is None and sample_weight is None and type(targets) is ndarray and targets.dtype == _INT64
@@ -681,7 +681,7 @@ def cross_entropy_with_grad(
             pass
     if (
         axis is _LAST and grad_loss is None and type(logits) is ndarray and (dtype := logits.dtype) in _NONE
-        and len(shape := logits.shape) == 2 and (size := logits.size)
+        and len(shape := logits.shape) == 2 and logits.size
         and (out is None or (_arrays.apart(logits, out) and type(targets) is ndarray and targets.flags.owndata))
         and (denominator := _plain_denominator(
             shape, targets, class_weight, sample_weight, ignore_index, label_smoothing, reduction
@@ -694,10 +694,6 @@ def cross_entropy_with_grad(
             if label_smoothing:
                 loss = _smoothed(logits, targets, ignore_index, label_smoothing, reduction, denominator)
                 total = _fill_gradient(logits, loss, 1.0, NOTHING, losses, grad)
-            elif size <= _SMALL:
-                total = _gradient[dtype](
-                    logits, targets, NOTHING, NOTHING, ignore_index, NOTHING, 1.0, divisor, losses, grad, False, 0, shape[0], 0
-                )
             else:
                 streaming = _streams(grad, shape[1]) and grad is not logits
                 plain = logits, targets, NOTHING, NOTHING, ignore_index, NOTHING, 1.0, divisor, losses, grad, streaming
