@@ -73,7 +73,7 @@ def get_num_threads() -> int:
 def threads_now() -> int:
     """How many threads a call that begins now is given: 1 while calls work alone (see `kernels._board`)."""
     threads = get_num_threads()
-    return 1 if threads > 1 and (until := _pool.board.item(ALONE)) and time.monotonic_ns() < until else threads
+    return 1 if threads > 1 and (until := pool.board.item(ALONE)) and time.monotonic_ns() < until else threads
 
 
 @contextmanager
@@ -132,11 +132,10 @@ def run_rows(call: Callable[[int, int, int], Any], n_rows: int, size: int, cost:
     the compiled code. `cost` is about how many microseconds it will take one thread. Of a kernel that returns a number, what
     it returns for each chunk is added up, in the order of the rows.
     """
-    pool, threads = _pool, threads_now()
-    _, job, helpers = _job(pool, n_rows, size, threads, cost < QUICK, cost > _LONG)
+    _, address, helpers = job(pool, n_rows, size, threads_now(), cost)
     if helpers:
         pool.ask(helpers, cost)
-    return call(0, n_rows, job)
+    return call(0, n_rows, address)
 
 
 def in_order(numbers: Any) -> float:
@@ -148,13 +147,16 @@ def in_order(numbers: Any) -> float:
 
 
 @lru_cache(maxsize=256)  # a new one takes 3 us
-def _job(pool: _Pool, n_rows: int, size: int, threads: int, holds: bool, long: bool) -> tuple[Any, int, int]:
+def job(pool: Pool, n_rows: int, size: int, threads: int, cost: float) -> tuple[Any, int, int]:
     """The array, to be kept while compiled code reads it, its address, and how many workers may help."""
     helpers = max(0, min(threads - 1, -(-n_rows // size) - 1, pool.most))
-    job = np.zeros(JOB, np.int64)
-    fields = {JOB_ROWS: size, JOB_BOARD: pool.address if helpers else 0, JOB_HELPERS: helpers, JOB_HOLDS: holds, JOB_LONG: long}
-    job[list(fields)] = list(fields.values())
-    return job, address(job), helpers
+    fields = {
+        JOB_ROWS: size, JOB_BOARD: pool.address if helpers else 0, JOB_HELPERS: helpers,
+        JOB_HOLDS: cost < QUICK, JOB_LONG: cost > _LONG,
+    }  # fmt: skip
+    array = np.zeros(JOB, np.int64)
+    array[list(fields)] = list(fields.values())
+    return array, address(array), helpers
 
 
 def address(array: Any) -> int:
@@ -168,7 +170,7 @@ def address(array: Any) -> int:
 QUICK, _WAKING, _LONG = 30.0, 300.0, 100.0
 
 
-class _Pool:
+class Pool:
     """Threads that run `kernels.pool.serve`: they sleep in it, and need the GIL only to begin and to end."""
 
     def __init__(self) -> None:
@@ -218,18 +220,18 @@ class _Pool:
 
 
 _FLOAT64 = np.dtype(np.float64)
-_pool = _Pool()
+pool = Pool()
 
 
 @atexit.register
 def _dismiss() -> None:
-    _pool.dismiss()
+    pool.dismiss()
 
 
 def _start_afresh() -> None:
     """In a forked child: the workers were not copied, and what the parent's threads held is held for ever."""
-    global _pool
-    _pool = _Pool()
+    global pool
+    pool = Pool()
 
 
 if hasattr(os, "register_at_fork"):

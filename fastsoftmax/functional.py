@@ -12,8 +12,7 @@ import contextlib
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
-from ._threads import get_num_threads, in_order, num_threads, run_rows, set_num_threads, threads_now
+from ._rows import SHORT, SMALL, over_rows, softmax_streams, streams, strips_together, sum_over_rows
+from ._threads import get_num_threads, in_order, num_threads, set_num_threads
 from .kernels import KERNELS, build_all, environment
 
 __all__ = [
@@ -44,65 +44,6 @@ _NONE = {dtype: empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 _FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identity: another 0 only takes the long way
 _IGNORED, _SHARP, _MEAN = -100, 0.0, "mean"  # options left out, likewise
 
-# Where a second thread begins to pay if it is awake, in elements of the rows; and where a row takes exponentials and the call
-# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
-_SMALL, _SHORT = 1 << 16, 64 << 10
-_COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
-_RUN = 16  # strips down columns, see `_strips_together`
-# How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
-# (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
-_CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
-# Bytes of output, and of a row of all arrays, from which results go past the caches, where what is read then stays (softmax,
-# 4096 x 1000: float32 1.05 -> 0.81 ms, float64 2.34 -> 1.71; 2048 x 1000, float32: 0.30 -> 0.35, two threads 0.18 -> 0.24;
-# shorter rows gain less than each row costs: 16384 x 500, float32, 2.7 -> 2.8 ms).
-_STREAM, _STREAM_ROW = 7 << 20, 7 << 10
-
-
-@lru_cache(maxsize=256)  # 0.7 us, a tenth of a call on 128 x 100
-def _rows_of_chunk(shape: tuple[int, ...], least: int = 1, chunks: int = _CHUNKS) -> int:
-    """For two, four, eight, ... chunks: a multiple of `least`, of 16 where rows are narrow and lie across lanes."""
-    n_rows, n_columns = shape
-    work = n_rows * n_columns
-    many = max(2, min(chunks, work // _LEAST), work // max(_MOST, 16 * n_columns))
-    least = max(least, 16 if n_columns < 104 else 1)
-    return -(-n_rows // ((1 << (many - 1).bit_length()) * least)) * least
-
-
-def _over_rows(
-    kernel: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, ...], least: int = 1, small: int = _SMALL
-) -> None:
-    """Run ``kernel(*arguments, first, last, job)`` over the rows, in chunks of a multiple of `least` rows."""
-    n_rows, n_columns = shape
-    work = n_rows * n_columns
-    if work <= small or n_rows <= least or (threads := threads_now()) == 1:
-        kernel(*arguments, 0, n_rows, work > _SMALL)  # True: without the GIL
-    else:
-        run_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape, least, 2 * threads), work * _COST)
-
-
-def _sum_over_rows(kernel: Callable[..., float], arguments: tuple[Any, ...], shape: tuple[int, ...]) -> float:
-    """The same for a kernel that returns a sum, in chunks that do not depend on the number of threads."""
-    n_rows, n_columns = shape
-    work = n_rows * n_columns
-    if work <= _SMALL:
-        return kernel(*arguments, 0, n_rows, 0)
-    return run_rows(partial(kernel, *arguments), n_rows, _rows_of_chunk(shape), work * _COST)
-
-
-def _streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:
-    """So many bytes where rows are twice as long, twice as many where they are not."""
-    row = n_arrays * n_classes * out.itemsize
-    return row >= _STREAM_ROW and out.nbytes * min(row, 2 * _STREAM_ROW) >= 2 * _STREAM * _STREAM_ROW
-
-
-def _strips_together(strips: int) -> int:
-    """Strips of 64 bytes, in runs of 1 KiB.
-
-    Where two threads meet, in each row, the CPU fetches lines for the one that the other is about to write: in runs of less, or
-    few of them, they hinder each other (1000 x 256, float64: 182 us, 241; 1000 x 1024, float32, 1 and 2 KiB: 298, 368).
-    """
-    return _RUN if strips >= 4 * _RUN else strips
-
 
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
 def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
@@ -122,15 +63,15 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         kernel = KERNELS[name + "_columns"][dtype]
         strip = 64 // x.itemsize  # columns that kernels take together
         strips = x.size // (n_classes * inner) * -(-inner // strip)
-        shape, least = (strips, strip * n_classes), _strips_together(strips)
-        _over_rows(kernel, (x, result, n_classes, inner), shape, least)
+        shape, least = (strips, strip * n_classes), strips_together(strips)
+        over_rows(kernel, (x, result, n_classes, inner), shape, least)
         return result
     rows = _arrays.to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
     kernel = KERNELS[name][dtype]
-    streaming = _streams(target, n_classes) and (out is None or not np.may_share_memory(target, rows))
-    _over_rows(kernel, (rows, target, n_classes, streaming), rows.shape)
+    streaming = softmax_streams(target, n_classes) and (out is None or not np.may_share_memory(target, rows))
+    over_rows(kernel, (rows, target, n_classes, streaming), rows.shape)
     if not direct:
         _arrays.fill(result, _arrays.from_rows(target, x.shape, axes))
     return result
@@ -155,14 +96,14 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
         return None
     result = empty(shape, dtype) if out is None else out
     try:
-        if logits.nbytes <= _SHORT or (how and size <= _SMALL and _strips_together(n_rows) == n_rows):
+        if logits.nbytes <= SHORT or (how and size <= SMALL and strips_together(n_rows) == n_rows):
             kernel(logits, result, n_classes, how, 0, n_rows, 0)
         else:
             if how:
-                shape, least = (n_rows, size // n_rows), _strips_together(n_rows)
+                shape, least = (n_rows, size // n_rows), strips_together(n_rows)
             else:
-                shape, least, how = (n_rows, n_classes), 1, _streams(result, n_classes) and result is not logits
-            _over_rows(kernel, (logits, result, n_classes, how), shape, least, 0)
+                shape, least, how = (n_rows, n_classes), 1, softmax_streams(result, n_classes) and result is not logits
+            over_rows(kernel, (logits, result, n_classes, how), shape, least, 0)
     except TypeError:  # not C-contiguous, not aligned, ...
         return None
     return result
@@ -210,7 +151,7 @@ def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: 
            [1. , 0. ]])
     """
     if (  # a small batch: `_as_it_lies` and what it does for others would take 60 ns more
-        axis is _LAST and out is None and type(logits) is ndarray and 0 < logits.nbytes <= _SHORT and (shape := logits.shape)
+        axis is _LAST and out is None and type(logits) is ndarray and 0 < logits.nbytes <= SHORT and (shape := logits.shape)
         and (kernel := _softmax.get(dtype := logits.dtype))
     ):  # fmt: skip
         probs, n_classes = empty(shape, dtype), shape[-1]
@@ -253,7 +194,7 @@ def log_softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, o
     array([-4.24835426e-18, -4.00000000e+01])
     """
     if (  # a small batch: `_as_it_lies` and what it does for others would take 60 ns more
-        axis is _LAST and out is None and type(logits) is ndarray and 0 < logits.nbytes <= _SHORT and (shape := logits.shape)
+        axis is _LAST and out is None and type(logits) is ndarray and 0 < logits.nbytes <= SHORT and (shape := logits.shape)
         and (kernel := _log_softmax.get(dtype := logits.dtype))
     ):  # fmt: skip
         log_probs, n_classes = empty(shape, dtype), shape[-1]
@@ -295,7 +236,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     1000.6931471805599
     """
     if (
-        axis is _LAST and not keepdims and type(logits) is ndarray and 0 < logits.size <= _SMALL and logits.ndim
+        axis is _LAST and not keepdims and type(logits) is ndarray and 0 < logits.size <= SMALL and logits.ndim
         and (kernel := KERNELS["logsumexp"].get(logits.dtype))
     ):  # fmt: skip
         lse, n_classes = empty(logits.shape[:-1], logits.dtype), logits.shape[-1]
@@ -312,7 +253,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     lead = _arrays.lead_shape(x.shape, axes)
     lse = empty(math.prod(lead), dtype)
     if x.size:
-        _over_rows(KERNELS["logsumexp"][dtype], (rows, lse, n_classes), rows.shape)
+        over_rows(KERNELS["logsumexp"][dtype], (rows, lse, n_classes), rows.shape)
     else:
         lse.fill(-np.inf)
     shape = tuple(1 if k in axes else s for k, s in enumerate(x.shape)) if keepdims else lead
@@ -329,9 +270,9 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
         return None
     kernel, n_classes = KERNELS[name][dtype], shape[-1]
     grad_logits = empty(shape, dtype) if out is None else out
-    streaming = _streams(grad_logits, n_classes, 3) and grad_logits is not grad and grad_logits is not result
+    streaming = streams(grad_logits, n_classes, 3) and grad_logits is not grad and grad_logits is not result
     try:
-        _over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
+        over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
     except TypeError:  # of two dtypes, not C-contiguous, not aligned, ...
         return None
     return grad_logits
@@ -352,8 +293,8 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     g_rows, y_rows = (_arrays.to_rows(a, axes, n_classes, dtype) for a in (g, y))
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
-    streaming = _streams(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
-    _over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape)
+    streaming = streams(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
+    over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape)
     if not direct:
         _arrays.fill(grad_logits, _arrays.from_rows(target, y.shape, axes))
     return grad_logits
@@ -593,10 +534,10 @@ def cross_entropy(
             if label_smoothing:
                 loss = _smoothed(logits, targets, ignore_index, label_smoothing, reduction, denominator)
                 total = _total_loss(logits, loss, losses)
-            elif size <= _SMALL:
+            elif size <= SMALL:
                 total = _loss[dtype](logits, targets, NOTHING, NOTHING, ignore_index, losses, 0, shape[0], 0)
             else:
-                total = _sum_over_rows(_loss[dtype], (logits, targets, NOTHING, NOTHING, ignore_index, losses), shape)
+                total = sum_over_rows(_loss[dtype], (logits, targets, NOTHING, NOTHING, ignore_index, losses), shape)
             return _reduced(reduction, total, denominator, losses)
         except TypeError:  # not C-contiguous, not aligned
             pass
@@ -613,7 +554,7 @@ def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
         kernel, arguments = KERNELS["soft_cross_entropy"][rows.dtype], (rows, labels, probs, smoothing, *arguments)
     else:
         kernel, arguments = _loss[rows.dtype], (rows, labels, *arguments)
-    return _sum_over_rows(kernel, arguments, rows.shape)
+    return sum_over_rows(kernel, arguments, rows.shape)
 
 
 def cross_entropy_with_grad(
@@ -670,7 +611,7 @@ def cross_entropy_with_grad(
     if (  # a small batch is all overhead: 1 x 10 takes 1.32 us, not 0.77, without this way in
         axis is _LAST and out is None and class_weight is None and sample_weight is None and grad_loss is None
         and label_smoothing is _SHARP and ignore_index is _IGNORED and reduction is _MEAN
-        and type(logits) is ndarray and logits.size <= _SMALL and type(targets) is ndarray and targets.ndim == 1
+        and type(logits) is ndarray and logits.size <= SMALL and type(targets) is ndarray and targets.ndim == 1
         and (dtype := logits.dtype) in _NONE
     ):  # fmt: skip
         grad = empty(logits.shape, dtype)
@@ -695,9 +636,9 @@ def cross_entropy_with_grad(
                 loss = _smoothed(logits, targets, ignore_index, label_smoothing, reduction, denominator)
                 total = _fill_gradient(logits, loss, 1.0, NOTHING, losses, grad)
             else:
-                streaming = _streams(grad, shape[1]) and grad is not logits
+                streaming = streams(grad, shape[1]) and grad is not logits
                 plain = logits, targets, NOTHING, NOTHING, ignore_index, NOTHING, 1.0, divisor, losses, grad, streaming
-                total = _sum_over_rows(_gradient[dtype], plain, shape)
+                total = sum_over_rows(_gradient[dtype], plain, shape)
             return _reduced(reduction, total, denominator, losses), grad
         except TypeError:  # not C-contiguous, not aligned, an `out` that does not fit
             pass
@@ -730,9 +671,9 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
         arguments = (rows, labels, probs, smoothing, *arguments)
     else:
         kernel = _gradient[rows.dtype]
-        streaming = _streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows)
+        streaming = streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows)
         arguments = (rows, labels, *arguments, streaming)
-    return _sum_over_rows(kernel, arguments, rows.shape)
+    return sum_over_rows(kernel, arguments, rows.shape)
 
 
 def cross_entropy_grad_hess(
@@ -778,7 +719,7 @@ def cross_entropy_grad_hess(
     by_row = _arrays.weights(sample_weight, x.shape[:-1], "sample_weight")
     hess = np.empty_like(rows)
     if rows.size:
-        _over_rows(KERNELS["softmax_hessian"][dtype], (rows, by_row, factor, hess), rows.shape)
+        over_rows(KERNELS["softmax_hessian"][dtype], (rows, by_row, factor, hess), rows.shape)
     return grad, _arrays.cast(hess, x.dtype).reshape(x.shape)
 
 
@@ -1002,7 +943,7 @@ def _elementwise(name: str, inputs: tuple[Array, ...], result: Array) -> Array:
     direct = result.ndim > 0 and _arrays.is_rows(result, whole, dtype)
     direct = direct and all(_arrays.safe_to_fill(result.reshape(-1), a) for a in flat)
     target = result.reshape(-1) if direct else empty(result.size, dtype)
-    _over_rows(KERNELS[name][dtype], (*flat, target), (result.size, 1), _SMALL)
+    over_rows(KERNELS[name][dtype], (*flat, target), (result.size, 1), SMALL)
     if not direct:
         _arrays.fill(result, target.reshape(result.shape))
     return result

@@ -49,8 +49,8 @@ def pool_of_eight(monkeypatch):
     """As on a machine with eight processors."""
     with monkeypatch.context() as patch:
         patch.setattr(_threads, "_processors", lambda: 8)
-        pool = _threads._Pool()
-    monkeypatch.setattr(_threads, "_pool", pool)
+        pool = _threads.Pool()
+    monkeypatch.setattr(_threads, "pool", pool)
     yield pool
     pool.dismiss()
 

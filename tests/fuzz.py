@@ -19,7 +19,7 @@ import reference
 from tolerance import EXACT, WEIGHTED, assert_products, assert_ulps
 
 import fastsoftmax
-from fastsoftmax import _affine, functional
+from fastsoftmax import _affine, _rows, functional
 
 ROWS = [0, 1, 2, 3, 7, 8, 9, 16, 17, 33]
 COLUMNS = [1, 1, 2, 3, 4, 7, 8, 9, 10, 11, 15, 16, 17, 33, 63, 64, 65, 100, 103, 104]
@@ -601,12 +601,11 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
     if chunk is None:
         yield
         return
-    names = {"_SMALL", "_SHORT", "_LEAST", "_MOST"} & set(vars(functional))
-    assert len(names) == 4, "the sizes of chunks have other names now"
-    sizes = dict.fromkeys(names, chunk) | (dict.fromkeys(["_STREAM", "_STREAM_ROW"], 0) if stream else {})
+    sizes = {"SMALL": chunk, "_LEAST": chunk, "_MOST": chunk} | ({"_STREAM": 0, "_STREAM_ROW": 0} if stream else {})
     with (
-        mock.patch.multiple(functional, **sizes),
-        mock.patch.object(functional, "_rows_of_chunk", functional._rows_of_chunk.__wrapped__),  # without what it remembers
+        mock.patch.multiple(functional, SMALL=chunk, SHORT=chunk),
+        mock.patch.multiple(_rows, **sizes),
+        mock.patch.object(_rows, "_plan", _rows._plan.__wrapped__),  # without what it remembers
         mock.patch.multiple(_affine, SMALL=chunk, CHUNK=chunk),
         fastsoftmax.num_threads(threads),
     ):

@@ -142,12 +142,12 @@ def in_place_of_numpy(guarded, *modules):
 def main(dtype, at_end, sizes, *, streaming=False):
     """Every call against the forbidden pages, and once more without them: it lives, and the results are the same."""
     import fastsoftmax as fs
-    from fastsoftmax import _affine, _arrays, _threads, functional
+    from fastsoftmax import _affine, _arrays, _rows, _threads, functional
 
     modules = _affine, _arrays, _threads, functional
     guarded = GuardedNumpy(at_end)
     if streaming:
-        functional._STREAM = functional._STREAM_ROW = 0
+        _rows._STREAM = _rows._STREAM_ROW = 0
     count = 0
     for n, k in sizes:
         plain = calls(fs, np.random.default_rng([n, k]), dtype, n, k, np.array)

@@ -25,7 +25,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 FLOORS = [
     {"kernels", "_arrays", "datasets"},
     {"_threads"},
-    {"_program"},
+    {"_program", "_rows"},
     {"_affine"},
     {"functional"},
     {"layers", "optimizers", "gradcheck", "_batches", "_checkpoint", "numba_support"},

@@ -24,6 +24,7 @@ from cases import CASES
 from tolerance import EXACT, WEIGHTED, assert_ulps, ulps, worst
 
 import fastsoftmax as fs
+from fastsoftmax import _rows
 
 pytestmark = pytest.mark.skipif(not reference.EXTENDED, reason="long double has no more digits than float64 here")
 
@@ -192,8 +193,8 @@ def test_the_gradient_at_the_target_is_rounded_once(n_classes, rng):
 def test_sums_of_the_others_however_small(n_classes, streaming, dtype, rng, monkeypatch):
     """The others weigh 2**-50 to 2**-1 of the largest, shared out evenly or one taking nearly all."""
     if streaming:
-        monkeypatch.setattr(fs.functional, "_STREAM", 0)
-        monkeypatch.setattr(fs.functional, "_STREAM_ROW", 0)
+        monkeypatch.setattr(_rows, "_STREAM", 0)
+        monkeypatch.setattr(_rows, "_STREAM_ROW", 0)
     n_rows = (2000 if dtype == np.float32 else 200) // (1 if n_classes <= 100 else 100)
     weight = 2.0 ** rng.uniform(-50, -1, (n_rows, 1))
     share = np.maximum(rng.gamma(rng.choice([0.05, 0.3, 1, 10], (n_rows, 1)), size=(n_rows, n_classes - 1)), 1e-30)

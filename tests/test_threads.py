@@ -149,10 +149,10 @@ def test_a_worker_keeps_off_the_callers_processor_and_may_come_back_later():
     x, everywhere = np.ones((2000, 1000), np.float32), os.sched_getaffinity(0)
     with fs.num_threads(2):
         fs.softmax(x)
-        worker = _threads._pool.workers[0].native_id
+        worker = _threads.pool.workers[0].native_id
         for here in sorted(everywhere)[:2]:
             asleep_within(5.0)
-            _threads._pool.board[ALONE] = 0  # the machine may have been busy a moment ago
+            _threads.pool.board[ALONE] = 0  # the machine may have been busy a moment ago
             try:
                 os.sched_setaffinity(0, {here})  # of this thread alone
                 fs.softmax(x)
@@ -165,7 +165,7 @@ def test_a_worker_keeps_off_the_callers_processor_and_may_come_back_later():
 
 
 def asleep_within(seconds):
-    pool = _threads._pool
+    pool = _threads.pool
     asleep = [BOARD + WORKER * k for k in range(len(pool.workers))]
     assert asleep
     end = time.monotonic() + seconds
@@ -188,14 +188,14 @@ def test_while_calls_work_alone_no_worker_is_woken():
     with fs.num_threads(2):
         expected = fs.softmax(x)
         asleep_within(5.0)
-        _threads._pool.board[ALONE] = time.monotonic_ns() + 10**12
+        _threads.pool.board[ALONE] = time.monotonic_ns() + 10**12
         try:
             assert _threads.threads_now() == 1
             for _ in range(20):
                 np.testing.assert_array_equal(fs.softmax(x), expected)
             asleep_within(0.0)
         finally:
-            _threads._pool.board[ALONE] = 0
+            _threads.pool.board[ALONE] = 0
         assert _threads.threads_now() == 2
 
 
@@ -234,11 +234,11 @@ def test_a_call_beside_another_works_alone():
     x = np.random.default_rng(0).standard_normal((2000, 1000))
     with fs.num_threads(2):
         expected = fs.softmax(x)
-        _threads._pool.board[0] = 1 << 41
+        _threads.pool.board[0] = 1 << 41
         try:
             np.testing.assert_array_equal(fs.softmax(x), expected)
         finally:
-            _threads._pool.board[0] = 0
+            _threads.pool.board[0] = 0
 
 
 @pytest.mark.slow
