@@ -263,14 +263,13 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
 def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any) -> Array | None:
     """What `_as_it_lies` is for the backward passes."""
     if not (
-        axis is _LAST and type(grad) is type(result) is ndarray and (shape := grad.shape) == result.shape and shape
-        and (size := grad.size) and (dtype := grad.dtype) in KERNELS[name]
+        axis is _LAST and type(grad) is type(result) is ndarray and (shape := grad.shape) == result.shape
+        and (size := grad.size) and shape and (kernel := KERNELS[name].get(dtype := grad.dtype))
         and (out is None or (_arrays.apart(grad, out) and _arrays.apart(result, out)))
     ):  # fmt: skip
         return None
-    kernel, n_classes = KERNELS[name][dtype], shape[-1]
-    grad_logits = empty(shape, dtype) if out is None else out
-    streaming = streams(grad_logits, n_classes, 3) and grad_logits is not grad and grad_logits is not result
+    n_classes, grad_logits = shape[-1], empty(shape, dtype) if out is None else out
+    streaming = size > SMALL and streams(grad_logits, n_classes, 3) and grad_logits is not grad and grad_logits is not result
     try:
         over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
     except TypeError:  # of two dtypes, not C-contiguous, not aligned, ...
@@ -279,8 +278,6 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
 
 
 def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any, names: tuple[str, str]) -> Array:
-    if (grad_logits := _backward_as_it_lies(name, grad, result, axis, out)) is not None:
-        return grad_logits
     g, y = _arrays.floats(grad, names[0]), _arrays.floats(result, names[1])
     _arrays.same_shape(g, y, " and ".join(names))
     axes = _arrays.axes_of(axis, y.ndim)
@@ -334,6 +331,8 @@ def softmax_backward(
     >>> softmax_backward([[1.0, 0.0]], p)
     array([[ 0.25, -0.25]])
     """
+    if (grad_logits := _backward_as_it_lies("softmax_backward", grad_probs, probs, axis, out)) is not None:
+        return grad_logits
     return _backward("softmax_backward", grad_probs, probs, axis, out, ("grad_probs", "probs"))
 
 
@@ -366,6 +365,8 @@ def log_softmax_backward(
     >>> log_softmax_backward([[1.0, 0.0]], log_softmax([[0.0, 0.0]]))
     array([[ 0.5, -0.5]])
     """
+    if (grad_logits := _backward_as_it_lies("log_softmax_backward", grad_log_probs, log_probs, axis, out)) is not None:
+        return grad_logits
     return _backward("log_softmax_backward", grad_log_probs, log_probs, axis, out, ("grad_log_probs", "log_probs"))
 
 
