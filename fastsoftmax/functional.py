@@ -21,7 +21,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
-from ._rows import SHORT, SMALL, over_rows, softmax_streams, streams, strips_together, sum_over_rows
+from ._rows import (
+    SHORT,
+    SMALL,
+    fill_from_rows,
+    over_columns,
+    over_rows,
+    softmax_streams,
+    streams,
+    strips_together,
+    sum_over_rows,
+    to_rows,
+)  # fmt: skip
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
 from .kernels import KERNELS, build_all, environment
 
@@ -58,22 +69,17 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     if _arrays.is_columns(x, axes, dtype) and _arrays.is_columns(result, axes, dtype) and (
         out is None or _arrays.safe_to_fill(result, x)
     ):
-        (k,) = axes
-        inner = math.prod(x.shape[k + 1 :])
-        kernel = KERNELS[name + "_columns"][dtype]
-        strip = 64 // x.itemsize  # columns that kernels take together
-        strips = x.size // (n_classes * inner) * -(-inner // strip)
-        shape, least = (strips, strip * n_classes), strips_together(strips)
-        over_rows(kernel, (x, result, n_classes, inner), shape, least)
+        inner = math.prod(x.shape[axes[0] + 1 :])
+        over_columns(KERNELS[name + "_columns"][dtype], (x, result), n_classes, inner, x)
         return result
-    rows = _arrays.to_rows(x, axes, n_classes, dtype)
+    rows = to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
     kernel = KERNELS[name][dtype]
     streaming = softmax_streams(target, n_classes) and (out is None or not np.may_share_memory(target, rows))
     over_rows(kernel, (rows, target, n_classes, streaming), rows.shape)
     if not direct:
-        _arrays.fill(result, _arrays.from_rows(target, x.shape, axes))
+        fill_from_rows(result, target, axes)
     return result
 
 
@@ -249,7 +255,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     axes = _arrays.axes_of(axis, x.ndim)
     n_classes = math.prod(x.shape[k] for k in axes)
     dtype = COMPUTED_IN[x.dtype]
-    rows = _arrays.to_rows(x, axes, n_classes, dtype)
+    rows = to_rows(x, axes, n_classes, dtype)
     lead = _arrays.lead_shape(x.shape, axes)
     lse = empty(math.prod(lead), dtype)
     if x.size:
@@ -263,15 +269,25 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
 def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any) -> Array | None:
     """What `_as_it_lies` is for the backward passes."""
     if not (
-        axis is _LAST and type(grad) is type(result) is ndarray and (shape := grad.shape) == result.shape
-        and (size := grad.size) and shape and (kernel := KERNELS[name].get(dtype := grad.dtype))
+        type(grad) is type(result) is ndarray and (shape := grad.shape) == result.shape and (size := grad.size) and shape
         and (out is None or (_arrays.apart(grad, out) and _arrays.apart(result, out)))
     ):  # fmt: skip
         return None
-    n_classes, grad_logits = shape[-1], empty(shape, dtype) if out is None else out
-    streaming = size > SMALL and streams(grad_logits, n_classes, 3) and grad_logits is not grad and grad_logits is not result
+    if axis is _LAST:
+        kernel, inner = KERNELS[name].get(dtype := grad.dtype), 1
+    elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
+        kernel = KERNELS[name + "_columns"].get(dtype := grad.dtype)
+    else:
+        return None
+    if kernel is None:
+        return None
+    n_classes, grad_logits = shape[axis], empty(shape, dtype) if out is None else out
     try:
-        over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
+        if inner > 1:
+            over_columns(kernel, (grad, result, grad_logits), n_classes, inner, grad)
+        else:
+            streaming = size > SMALL and streams(grad_logits, n_classes, 3) and out is not grad and out is not result
+            over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
     except TypeError:  # of two dtypes, not C-contiguous, not aligned, ...
         return None
     return grad_logits
@@ -287,13 +303,17 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     if y.size == 0:
         return grad_logits
     dtype = COMPUTED_IN[dtype_out]
-    g_rows, y_rows = (_arrays.to_rows(a, axes, n_classes, dtype) for a in (g, y))
+    if all(_arrays.is_columns(a, axes, dtype) for a in (g, y, grad_logits)) and _arrays.safe_to_fill(grad_logits, g, y):
+        inner = math.prod(y.shape[axes[0] + 1 :])
+        over_columns(KERNELS[name + "_columns"][dtype], (g, y, grad_logits), n_classes, inner, y)
+        return grad_logits
+    g_rows, y_rows = (to_rows(a, axes, n_classes, dtype) for a in (g, y))
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
     streaming = streams(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
     over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape)
     if not direct:
-        _arrays.fill(grad_logits, _arrays.from_rows(target, y.shape, axes))
+        fill_from_rows(grad_logits, target, axes)
     return grad_logits
 
 
@@ -450,7 +470,7 @@ def _loss_problem(
     axes = _arrays.one_axis(axis, x.ndim)
     dtype = COMPUTED_IN[x.dtype]
     loss = _loss_arguments(targets, x.shape, axes, dtype, *options)
-    return x, _arrays.to_rows(x, axes, x.shape[axes[0]], dtype), axes, loss
+    return x, to_rows(x, axes, x.shape[axes[0]], dtype), axes, loss
 
 
 def _losses(reduction: str, n_rows: int, dtype: Any) -> Array:
@@ -658,7 +678,7 @@ def cross_entropy_with_grad(
         target = grad.reshape(rows.shape) if direct else np.empty_like(rows)
         total = _fill_gradient(rows, loss, scale, by_row, losses, target)
         if not direct:
-            _arrays.fill(grad, _arrays.from_rows(target, x.shape, axes))
+            fill_from_rows(grad, target, axes)
     return _reduced_as(loss, total, losses, x.dtype), grad
 
 
@@ -716,7 +736,7 @@ def cross_entropy_grad_hess(
     _, grad = cross_entropy_with_grad(x, targets, sample_weight=sample_weight, reduction="sum")
     axes = _arrays.one_axis(-1, x.ndim)
     dtype = COMPUTED_IN[x.dtype]
-    rows = _arrays.to_rows(x, axes, x.shape[-1], dtype)
+    rows = to_rows(x, axes, x.shape[-1], dtype)
     by_row = _arrays.weights(sample_weight, x.shape[:-1], "sample_weight")
     hess = np.empty_like(rows)
     if rows.size:

@@ -84,6 +84,8 @@ def calls(fs, rng, dtype, n, k, put):
     labels = put(labels)
     by_class, by_row = put(rng.uniform(0.5, 2, k)), put(rng.uniform(0.5, 2, n))
     columns = put((4 * rng.standard_normal((2, k, n))).astype(dtype))
+    column_grad, column_probs = put(rng.standard_normal((2, k, n)).astype(dtype)), put(rng.random((2, k, n)).astype(dtype))
+    column_labels = put(rng.integers(0, k, (2, n)))
     out, out_columns = put(np.full((n, k), np.nan, dtype)), put(np.full((2, k, n), np.nan, dtype))
     n_in = int(rng.choice(COLUMNS))
     x, bias = put(rng.standard_normal((n, n_in)).astype(dtype)), put(rng.standard_normal(k).astype(dtype))
@@ -101,11 +103,14 @@ def calls(fs, rng, dtype, n, k, put):
         (fs.logsumexp, (columns,), {"axis": 1}),
         (fs.softmax_backward, (grad, probs), {"out": out}),
         (fs.log_softmax_backward, (grad, probs), {"out": out}),
+        (fs.softmax_backward, (column_grad, column_probs), {"axis": 1, "out": out_columns}),
+        (fs.log_softmax_backward, (column_grad, column_probs), {"axis": 1}),
         (fs.cross_entropy, (rows, labels), none),
         (fs.cross_entropy, (rows, labels), weights),
         (fs.cross_entropy, (rows, labels), {"label_smoothing": 0.1, **none}),
         (fs.cross_entropy, (rows, probs), weights),
         (fs.cross_entropy_with_grad, (rows, labels), {"out": out}),
+        (fs.cross_entropy_with_grad, (columns, column_labels), {"axis": 1, "out": out_columns}),
         (fs.cross_entropy_with_grad, (rows, labels), {**weights, **none, "grad_loss": by_row}),
         (fs.cross_entropy_with_grad, (rows, labels), {**weights, "label_smoothing": 0.1, "out": out}),
         (fs.cross_entropy_with_grad, (rows, probs), {**weights, **none, "grad_loss": by_row, "out": out}),
@@ -144,7 +149,7 @@ def main(dtype, at_end, sizes, *, streaming=False):
     import fastsoftmax as fs
     from fastsoftmax import _affine, _arrays, _rows, _threads, functional
 
-    modules = _affine, _arrays, _threads, functional
+    modules = _affine, _arrays, _rows, _threads, functional
     guarded = GuardedNumpy(at_end)
     if streaming:
         _rows._STREAM = _rows._STREAM_ROW = 0

@@ -16,7 +16,7 @@ from tolerance import assert_same_bits
 import fastsoftmax as fs
 from fastsoftmax.kernels import KERNELS, _narrow
 
-CALLS = 115_992  # of the slow run: 27 calls, 537 sizes, 2 dtypes, 2 ends, results in the caches and past them
+CALLS = 128_880  # of the slow run: 30 calls, 537 sizes, 2 dtypes, 2 ends, results in the caches and past them
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="protects pages by Linux' mprotect")
 
@@ -67,7 +67,7 @@ def test_no_call_touches_what_lies_beyond_its_arrays():
         import guard_pages
         print(sum(guard_pages.main(dtype, at_end, {FEW}) for dtype in ("float32", "float64") for at_end in (True, False)))
     """
-    assert int(run(code)) == 27 * len(FEW) * 4
+    assert int(run(code)) == 30 * len(FEW) * 4
 
 
 @linux
@@ -190,6 +190,38 @@ def test_a_kernel_writes_its_rows_and_no_others(n_classes, first, last, dtype, r
     )
     _only_rows(losses, first, last, "soft losses")
     _only_rows(grad, first, last, "soft_cross_entropy_with_grad")
+
+
+@pytest.mark.parametrize("n_classes", [1, 5, 8, 16, 21, 63, 64, 100, 1030])
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 10), (1, 5), (2, 7), (5, 9), (6, 10)])
+@pytest.mark.parametrize("inner", [65, 79])
+def test_a_kernel_writes_its_columns_and_no_others(n_classes, first, last, inner, dtype, rng):
+    """Strips of 64 bytes, counted through both matrices."""
+    strip = 64 // dtype.itemsize
+    inner *= strip // 8
+    per_matrix = -(-inner // strip)
+    first, last = (k * 2 * per_matrix // 10 for k in (first, last))
+    z, g = rng.standard_normal((2, 2, n_classes, inner)).astype(dtype)
+    y, log_y = fs.softmax(z, axis=1), fs.log_softmax(z, axis=1)
+    mine = np.zeros((2, inner), bool)
+    for k in range(first, last):
+        mine[k // per_matrix, k % per_matrix * strip :][:strip] = True
+    mine = np.broadcast_to(mine[:, None], z.shape)
+    rows = np.ascontiguousarray(z.swapaxes(1, 2))
+    for name, arguments, as_rows, expected in [
+        ("softmax_columns", (z,), (), y),
+        ("log_softmax_columns", (z,), (), log_y),
+        ("softmax_backward_columns", (g, y), (), fs.softmax_backward(g.swapaxes(1, 2), y.swapaxes(1, 2)).swapaxes(1, 2)),
+        ("log_softmax_backward_columns", (g, log_y), (),
+         fs.log_softmax_backward(g.swapaxes(1, 2), log_y.swapaxes(1, 2)).swapaxes(1, 2)),
+        ("turn", (z,), (False,), z),
+        ("turn", (rows,), (True,), z),
+    ]:  # fmt: skip
+        to_rows = as_rows == (False,)
+        out = np.full(rows.shape if to_rows else z.shape, 7, dtype)
+        KERNELS[name][dtype](*arguments, out, *as_rows, n_classes, inner, first, last, 0)
+        result = out.swapaxes(1, 2) if to_rows else out
+        assert_same_bits(result, np.where(mine, expected, dtype.type(7)), label=name)
 
 
 def _only_rows(out, first, last, label):

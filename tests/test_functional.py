@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from functools import partial
 
 import inputs
 import numpy as np
@@ -204,6 +205,28 @@ def test_an_axis_is_a_matter_of_layout_alone(function, n_classes, n_samples, dty
     assert_same_bits(np.ascontiguousarray(call(logits, axis=0).T), expected)
     cube = call(np.stack([logits, logits]), axis=1)  # the middle axis
     assert_same_bits(np.ascontiguousarray(cube[1].T), expected)
+
+
+@pytest.mark.parametrize("function", ["softmax_backward", "log_softmax_backward", "cross_entropy_with_grad"])
+@pytest.mark.parametrize("n_classes", [1, 2, 10, 63, 64, 104, 1100])
+@pytest.mark.parametrize("n_samples", [5, 16, 70, 300])
+def test_so_it_is_of_a_gradient(function, n_classes, n_samples, dtype, rng):
+    z, g = (4 * rng.standard_normal((2, 2, n_classes, n_samples))).astype(dtype)
+    call, rows = getattr(fs, function), partial(np.swapaxes, axis1=1, axis2=2)
+    if function == "cross_entropy_with_grad":
+        given = z, rng.integers(0, n_classes, (2, n_samples))
+        expected = rows(call(np.ascontiguousarray(rows(z)), given[1])[1])
+        results = [call(*given, axis=1)[1], call(*given, axis=1, out=z.copy())[1]]
+    else:
+        y = getattr(fs, function.removesuffix("_backward"))(z, axis=1)
+        given = g, y
+        expected = rows(call(*(np.ascontiguousarray(rows(a)) for a in given)))
+        results = [call(*given, axis=1), call(to := g.copy(), y, axis=1, out=to), call(g, to := y.copy(), axis=1, out=to)]
+        assert_same_bits(call(g[0], y[0], axis=0), expected[0])
+        buffer = np.stack([*g, g[0]])  # results that lie where a gradient is still to be read
+        results.append(call(buffer[:2], y, axis=1, out=buffer[1:]))
+    for result in results:
+        assert_same_bits(result, expected)
 
 
 @pytest.mark.parametrize("function", ["softmax", "log_softmax"])

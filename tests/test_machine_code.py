@@ -34,12 +34,14 @@ ROW_KERNELS = [
     "soft_cross_entropy", "soft_cross_entropy_with_grad", "softmax_backward", "log_softmax_backward", "softmax_hessian",
     "affine", "affine_parts", "add_parts", "affine_grad_weight", "thin_grad_weight", "add_thin_parts",
     "linear_cross_entropy", "sgd_update", "momentum_update", "adam_update", "softmax_columns", "log_softmax_columns",
+    "softmax_backward_columns", "log_softmax_backward_columns",
 ]  # fmt: skip
 # Kernels that do no arithmetic on the elements of a row.
 OTHERS = {
     "check_targets": "compares labels",
     "relu": "selects",
     "relu_backward": "selects",
+    "turn": "copies",
     "gather": "copies",
     "gather_bytes": "copies and converts",
     "play": "runs other kernels",

@@ -77,6 +77,12 @@ def put_first(p: Any, k: int, value: Any, n: int) -> None:
         store_first(p, k, value, n)
 
 
+@inline
+def columns_ahead(like: Any, size: int) -> int:
+    """How many columns ahead to ask for memory where there are few classes, 0 for not."""
+    return _SOON * lanes(like) if size >= _FAR * lanes(like) else 0
+
+
 # ---- few classes --------------------------------------------------------------------------------------------------------
 @inline
 def load_strip(z: Any, n: int, inner: int, columns: int, ahead: int, tile: Any) -> Any:
@@ -224,7 +230,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
     low = pointer(doubles, 0)
     hi, lo, maxima = tile, shift(tile, run * step), shift(tile, 2 * run * step)
     q_hi, q_lo, bases = shift(maxima, run), shift(maxima, 2 * run), shift(maxima, 3 * run)
-    k, ahead = first, _SOON * step if logits.size >= _FAR * step else 0
+    k, ahead = first, columns_ahead(tile, logits.size)
     while k < last:
         column = k % strips * step
         where, count = k // strips * n * inner + column, min(most, last - k, strips - k % strips)
@@ -270,7 +276,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
     low = pointer(doubles, 0)
     hi, lo, maxima, logs = tile, shift(tile, run * step), shift(tile, 2 * run * step), shift(tile, run * (2 * step + 1))
     bases = shift(logs, run)
-    k, ahead = first, _SOON * step if logits.size >= _FAR * step else 0
+    k, ahead = first, columns_ahead(tile, logits.size)
     while k < last:
         column = k % strips * step
         where, count = k // strips * n * inner + column, min(most, last - k, strips - k % strips)
