@@ -273,7 +273,7 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
         and (out is None or (_arrays.apart(grad, out) and _arrays.apart(result, out)))
     ):  # fmt: skip
         return None
-    if axis is _LAST:
+    if axis is _LAST or (axis is _FIRST and size == shape[0]):
         kernel, inner = KERNELS[name].get(dtype := grad.dtype), 1
     elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
         kernel = KERNELS[name + "_columns"].get(dtype := grad.dtype)

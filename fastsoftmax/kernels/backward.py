@@ -46,6 +46,7 @@ from ._simd import (
     select,
     shift,
     splat,
+    stack,
     store,
     store_first,
     total,
@@ -54,6 +55,9 @@ from ._simd import (
 from ._wide import row_exp, row_max, split, write_row
 from .columns import columns_ahead, put_first
 from .turn import strips_in_rows, to_columns, to_rows
+
+_AHEAD = 8  # rows ahead of the work that memory is asked for where classes are many
+_sums = stack(4 * 32 * 128)  # a pair of double vectors for each of 32 sums of four strips
 
 
 @by_type
@@ -210,27 +214,31 @@ def _log_gradient_at(row: Any, j: int, k: int) -> Any:
 # ---- down columns ---------------------------------------------------------------------------------------------------------
 @signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX)
 def softmax_backward_columns(grad_probs, probs, grad_logits, n, inner, first, last):
-    """(n_outer, n, inner), C-contiguous: few classes with columns across lanes as they lie, many as rows."""
-    if n >= NARROW:
-        backward_in_rows(row_backward, grad_probs, probs, grad_logits, n, inner, first, last)
-        return
+    """(n_outer, n, inner), C-contiguous: columns across lanes as they lie, four strips side by side, the rest one by one."""
     step = lanes(pointer(probs, 0))
     strips, ahead = (inner + step - 1) // step, columns_ahead(pointer(probs, 0), 3 * probs.size)
+    sums = _sums(splat(0.0))
     k = first
     while k < last:
         column = k % strips * step
         where, width = k // strips * n * inner + column, inner - column
         g, p, out = pointer(grad_probs, where), pointer(probs, where), pointer(grad_logits, where)
         if min(last - k, width // step) >= 4:
-            four_strips_backward(g, p, out, n, inner, ahead)
+            if n < NARROW:
+                few_classes_backward(g, p, out, n, inner, ahead)
+            else:
+                many_classes_backward(g, p, out, n, inner, sums)
             k += 4
         else:
-            strip_backward(g, p, out, n, inner, width, ahead)
+            if n < NARROW:
+                strip_backward(g, p, out, n, inner, width)
+            else:
+                backward_in_rows(row_backward, grad_probs, probs, grad_logits, n, inner, k, k + 1)
             k += 1
 
 
 @inline
-def strip_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: int, ahead: int) -> None:
+def strip_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: int) -> None:
     acc, zero = (splat(0.0), splat(0.0)), constant(p, 0.0, 0.0)
     for j in range(0, n * inner, inner):
         acc = dot_add(acc, load_first(g, j, width, zero), load_first(p, j, width, zero))
@@ -241,11 +249,34 @@ def strip_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: int, ahe
 
 
 @inline
-def four_strips_backward(g: Any, p: Any, out: Any, n: int, inner: int, ahead: int) -> None:
-    """Whole ones, side by side."""
+def few_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, ahead: int) -> None:
+    zero, none = constant(p, 0.0, 0.0), (splat(0.0), splat(0.0))
+    a, b, c, d = four_dots((none, none, none, none), g, p, 0, n * inner, inner, ahead)
+    write_four(g, p, out, n, inner, ahead, (dot_lanes(zero, a), dot_lanes(zero, b), dot_lanes(zero, c), dot_lanes(zero, d)))
+
+
+@inline
+def many_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, sums: Any) -> None:
+    """The sums of `row_backward`, each over the classes that it takes there; asks for the next one's."""
+    step, none = lanes(p), (splat(0.0), splat(0.0))
+    pairs = n // (2 * step) * (2 * step)
+    for k in range(2 * step):
+        acc = four_dots((none, none, none, none), g, p, k * inner, pairs * inner, 2 * step * inner, inner)
+        if k < step:
+            acc = four_dots(acc, g, p, (pairs + k) * inner, n * inner, step * inner, inner)
+        for strip, (x, y) in enumerate(acc):
+            store(sums, sum_at(strip, k), x)
+            store(sums, sum_at(strip, k) + 8, y)
+    a, b, c, d = sums_total(p, sums, 0), sums_total(p, sums, 1), sums_total(p, sums, 2), sums_total(p, sums, 3)
+    write_four(g, p, out, n, inner, _AHEAD * inner, (a, b, c, d))
+
+
+@inline
+def four_dots(acc: Any, g: Any, p: Any, first: int, stop: int, by: int, ahead: int) -> Any:
+    """Products from `first` on, `by` apart, added to the sums of four strips; asks for what lies `ahead`, unless that is 0."""
+    a, b, c, d = acc
     step = lanes(p)
-    a, b, c, d = (splat(0.0), splat(0.0)), (splat(0.0), splat(0.0)), (splat(0.0), splat(0.0)), (splat(0.0), splat(0.0))
-    for j in range(0, n * inner, inner):
+    for j in range(first, stop, by):
         if ahead:
             for k in range(j + ahead, j + ahead + 4 * step, step):
                 prefetch(g, k)
@@ -254,8 +285,57 @@ def four_strips_backward(g: Any, p: Any, out: Any, n: int, inner: int, ahead: in
         b = dot_at(b, g, p, j + step)
         c = dot_at(c, g, p, j + 2 * step)
         d = dot_at(d, g, p, j + 3 * step)
-    zero = constant(p, 0.0, 0.0)
-    a, b, c, d = dot_lanes(zero, a), dot_lanes(zero, b), dot_lanes(zero, c), dot_lanes(zero, d)
+    return a, b, c, d
+
+
+@inline
+def sum_at(strip: int, k: int) -> int:
+    """Where the pair of double vectors lies that is sum k of a strip."""
+    return (strip * 32 + k) * 16
+
+
+@by_type
+def sums_total(p, sums, strip):
+    """`dot_total` for each column."""
+    if p.dtype == types.float32:
+
+        def floats(p, sums, strip):
+            for k in range(8):
+                at = sum_at(strip, k)
+                for v in range(at, at + 16, 8):  # the columns' halves; lane k of sums 0 and 1, lane k + 8 of both
+                    a, b = load(sums, v) + load(sums, v + 256), load(sums, v + 128) + load(sums, v + 384)
+                    store(sums, v, a + b)
+            half = 4
+            while half:
+                for k in range(half):
+                    at = sum_at(strip, k)
+                    for v in range(at, at + 16, 8):
+                        store(sums, v, load(sums, v) + load(sums, v + 16 * half))
+                half //= 2
+            at = sum_at(strip, 0)
+            return dot_lanes(load(p, 0), (load(sums, at), load(sums, at + 8)))
+
+        return floats
+
+    def doubles(p, sums, strip):
+        half = 8
+        while half:
+            for k in range(half):
+                at = sum_at(strip, k)
+                s, error = two_sum(load(sums, at), load(sums, at + 16 * half))
+                store(sums, at, s)
+                store(sums, at + 8, error + (load(sums, at + 8) + load(sums, at + 16 * half + 8)))
+            half //= 2
+        at = sum_at(strip, 0)
+        return load(sums, at), load(sums, at + 8)
+
+    return doubles
+
+
+@inline
+def write_four(g: Any, p: Any, out: Any, n: int, inner: int, ahead: int, dots: Any) -> None:
+    step = lanes(p)
+    a, b, c, d = dots
     for j in range(0, n * inner, inner):
         if ahead:
             for k in range(j + ahead, j + ahead + 4 * step, step):
