@@ -97,6 +97,9 @@ def test_the_same_arrays_for_everybody():
     np.testing.assert_array_equal(one.targets, other.targets)
     assert one.logits.std() > 3
     assert _peers.make_case("softmax_axis0", "128x10").logits.shape == (10, 128)
+    backward = _peers.make_case("softmax_backward_axis0", "128x10")
+    assert backward.grad_probs.shape == backward.probs.shape == (10, 128)
+    np.testing.assert_allclose(backward.probs.sum(axis=0), 1, rtol=1e-5)
 
 
 def test_peers_are_imported_only_when_asked_for():

@@ -45,3 +45,13 @@ class SoftmaxBackward(Operation):
 
     def setup_cache(self) -> Found:
         return self.measure()
+
+
+class SoftmaxBackwardAxis0(Operation):
+    """Features x samples, as `SoftmaxAxis0`."""
+
+    op = "softmax_backward_axis0"
+    params = parameters(op, SIZES)
+
+    def setup_cache(self) -> Found:
+        return self.measure()

@@ -48,9 +48,17 @@ class Case:
 
     @cached_property
     def logits(self) -> np.ndarray:
-        """(n_rows, n_classes); for ``softmax_axis0`` (n_classes, n_rows): features x samples, C-ordered."""
-        shape = self.shape[::-1] if self.op == "softmax_axis0" else self.shape
-        return self._normal(*shape, scale=SPREAD)
+        """(n_rows, n_classes); for operations along axis 0 (n_classes, n_rows): features x samples, C-ordered."""
+        return self._normal(*self._of_logits, scale=SPREAD)
+
+    @property
+    def _of_logits(self) -> tuple[int, ...]:
+        return self.shape[::-1] if self.axis == 0 else self.shape
+
+    @property
+    def axis(self) -> int:
+        """Where the classes are."""
+        return 0 if self.op.endswith("_axis0") else 1
 
     @cached_property
     def targets(self) -> np.ndarray:
@@ -59,13 +67,13 @@ class Case:
     @cached_property
     def probs(self) -> np.ndarray:
         """A softmax's output, for its backward."""
-        probs = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        probs /= probs.sum(axis=1, keepdims=True)
+        probs = np.exp(self.logits - self.logits.max(axis=self.axis, keepdims=True))
+        probs /= probs.sum(axis=self.axis, keepdims=True)
         return probs
 
     @cached_property
     def grad_probs(self) -> np.ndarray:
-        return self._normal(*self.shape)
+        return self._normal(*self._of_logits)
 
     @cached_property
     def x(self) -> np.ndarray:

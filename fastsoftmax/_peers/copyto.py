@@ -22,7 +22,7 @@ def linear_cross_entropy_grad_weight(case: Case) -> Callable[[], Any]:
     return _copy(case.x)
 
 
-softmax_axis0 = log_softmax = logsumexp = softmax_backward = softmax
+softmax_axis0 = log_softmax = logsumexp = softmax_backward = softmax_backward_axis0 = softmax
 cross_entropy = cross_entropy_with_grad = smoothed_cross_entropy_with_grad = softmax
 
 

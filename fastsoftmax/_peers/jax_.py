@@ -48,7 +48,11 @@ def logsumexp(case: Case) -> Callable[[], Any]:
 
 
 def softmax_backward(case: Case) -> Callable[[], Any]:
-    return _jitted(lambda g, p: p * (g - (g * p).sum(axis=1, keepdims=True)), case.grad_probs, case.probs)
+    axis = case.axis
+    return _jitted(lambda g, p: p * (g - (g * p).sum(axis=axis, keepdims=True)), case.grad_probs, case.probs)
+
+
+softmax_backward_axis0 = softmax_backward
 
 
 def cross_entropy(case: Case) -> Callable[[], Any]:

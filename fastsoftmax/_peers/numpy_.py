@@ -64,14 +64,19 @@ def logsumexp(case: Case) -> Callable[[], Any]:
 
 
 def softmax_backward(case: Case) -> Callable[[], Any]:
+    subscripts = "ij,ij->j" if case.axis == 0 else "ij,ij->i"
+
     def backward(out: Any = None) -> Any:
-        dots = np.einsum("ij,ij->i", case.grad_probs, case.probs)  # no product array
-        out = np.subtract(case.grad_probs, dots[:, None], out=out)
+        dots = np.einsum(subscripts, case.grad_probs, case.probs)  # no product array
+        out = np.subtract(case.grad_probs, np.expand_dims(dots, case.axis), out=out)
         out *= case.probs
         return out
 
     kept = np.ones_like(case.probs)
     return fastest(backward, lambda: backward(kept))
+
+
+softmax_backward_axis0 = softmax_backward
 
 
 def cross_entropy(case: Case) -> Callable[[], Any]:

@@ -39,6 +39,11 @@ def softmax_backward(case: Case) -> Callable[[], Any]:
     return lambda: F.softmax_backward(grad, probs)
 
 
+def softmax_backward_axis0(case: Case) -> Callable[[], Any]:
+    grad, probs = case.grad_probs, case.probs
+    return lambda: F.softmax_backward(grad, probs, axis=0)
+
+
 def cross_entropy(case: Case) -> Callable[[], Any]:
     z, targets = case.logits, case.targets
     return lambda: F.cross_entropy(z, targets, reduction="none")

@@ -20,6 +20,7 @@ __all__ = [
     "softmax",
     "softmax_axis0",
     "softmax_backward",
+    "softmax_backward_axis0",
 ]
 
 
@@ -48,6 +49,12 @@ def softmax_backward(case: Case) -> Callable[[], Any]:
     out = np.ones_like(case.probs)
     grad, probs = case.grad_probs, case.probs
     return lambda: F.softmax_backward(grad, probs, out=out)
+
+
+def softmax_backward_axis0(case: Case) -> Callable[[], Any]:
+    out = np.ones_like(case.probs)
+    grad, probs = case.grad_probs, case.probs
+    return lambda: F.softmax_backward(grad, probs, axis=0, out=out)
 
 
 def cross_entropy_with_grad(case: Case) -> Callable[[], Any]:

@@ -42,7 +42,10 @@ def log_softmax(case: Case) -> np.ndarray:
 
 def softmax_backward(case: Case) -> np.ndarray:
     probs, grad = _wide(case.probs), _wide(case.grad_probs)
-    return probs * (grad - (grad * probs).sum(axis=1, keepdims=True))
+    return probs * (grad - (grad * probs).sum(axis=case.axis, keepdims=True))
+
+
+softmax_backward_axis0 = softmax_backward
 
 
 def cross_entropy(case: Case) -> np.ndarray:

@@ -45,9 +45,12 @@ def softmax_backward(case: Case) -> Callable[[], Any]:
     grad, probs = _tensor(case.grad_probs), _tensor(case.probs)
     out = torch.ones_like(probs)
     return fastest(
-        lambda: _softmax_backward(grad, probs, 1, probs.dtype),
-        lambda: _softmax_backward.out(grad, probs, 1, probs.dtype, grad_input=out),
+        lambda: _softmax_backward(grad, probs, case.axis, probs.dtype),
+        lambda: _softmax_backward.out(grad, probs, case.axis, probs.dtype, grad_input=out),
     )
+
+
+softmax_backward_axis0 = softmax_backward
 
 
 def cross_entropy(case: Case) -> Callable[[], Any]:
