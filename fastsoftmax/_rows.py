@@ -81,9 +81,12 @@ def _rows_of_chunk(shape: tuple[int, int], least: int, chunks: int) -> int:
     return -(-n_rows // ((1 << (many - 1).bit_length()) * least)) * least
 
 
-def streams(out: Array, n_classes: int, n_arrays: int = 2, sooner: int = 1) -> bool:
-    """Whether results go past the caches: from so many bytes on, up to half as many again where rows are short; or `sooner`."""
-    row, size = n_arrays * n_classes * out.itemsize, n_arrays * out.nbytes * sooner
+def streams(out: Array, n_classes: int, n_arrays: int = 2, times_sooner: int = 1) -> bool:
+    """Whether results go past the caches: from so many bytes on, up to half as many again where rows are short.
+
+    For two times sooner, from half as many.
+    """
+    row, size = n_arrays * n_classes * out.itemsize, n_arrays * out.nbytes * times_sooner
     if size < _STREAM or row < _STREAM_ROW:
         return False
     return 2 * size * min(row, 3 * _STREAM_ROW // 2) >= 3 * _STREAM * _STREAM_ROW * _threads.threads_now()

@@ -63,6 +63,7 @@ def to_rows(z: Any, out: Any, n: int, inner: int, width: int) -> None:
 
 @inline
 def to_columns(z: Any, out: Any, n: int, inner: int, width: int) -> None:
+    """The way back."""
     step, square = lanes(z), _square(z)
     for j in range(0, n, step):
         depth = min(step, n - j)
