@@ -176,7 +176,12 @@ def test_the_others_of_wide_confident_rows(n_classes):
 
 @pytest.mark.parametrize("n_classes", [3, 10])
 def test_the_gradient_at_the_target_is_rounded_once(n_classes, rng):
-    """Narrow rows of doubles, whose sums have more digits than one: 2.3 to 2.5 ulps without either of the two small parts."""
+    """Narrow rows of doubles, whose sums have more digits than one: 2.3 to 2.5 ulps without either of the two small parts.
+
+    Without FMA the last product is rounded too.
+    """
+    from fastsoftmax.kernels._target import FMA
+
     rows = np.arange(30_000)
     logits = rng.standard_normal((rows.size, n_classes))
     targets = rng.integers(0, n_classes, rows.size)
@@ -185,7 +190,7 @@ def test_the_gradient_at_the_target_is_rounded_once(n_classes, rng):
     others[rows, targets] = 0
     d = others.sum(axis=1)
     _, grad = fs.cross_entropy_with_grad(logits, targets, reduction="sum")
-    assert ulps(grad[rows, targets], -d / (1 + d)).max() < 1.5
+    assert ulps(grad[rows, targets], -d / (1 + d)).max() < (1.5 if FMA else 2)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
