@@ -210,7 +210,7 @@ def test_an_axis_is_a_matter_of_layout_alone(function, n_classes, n_samples, dty
 @pytest.mark.parametrize("function", ["softmax_backward", "log_softmax_backward", "cross_entropy_with_grad"])
 @pytest.mark.parametrize("n_classes", [1, 2, 10, 63, 64, 104, 1100])
 @pytest.mark.parametrize("n_samples", [5, 16, 70, 300])
-def test_so_it_is_of_a_gradient(function, n_classes, n_samples, dtype, rng):
+def test_an_axis_of_a_gradient_is_a_matter_of_layout_alone(function, n_classes, n_samples, dtype, rng):
     z, g = (4 * rng.standard_normal((2, 2, n_classes, n_samples))).astype(dtype)
     call, rows = getattr(fs, function), partial(np.swapaxes, axis1=1, axis2=2)
     if function == "cross_entropy_with_grad":

@@ -78,8 +78,12 @@ def strip_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: int) -> 
 @inline
 def few_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, ahead: int) -> None:
     zero, none = constant(p, 0.0, 0.0), (splat(0.0), splat(0.0))
-    a, b, c, d = four_dots((none, none, none, none), g, p, 0, n * inner, inner, ahead)
-    write_four(g, p, out, n, inner, ahead, (dot_lanes(zero, a), dot_lanes(zero, b), dot_lanes(zero, c), dot_lanes(zero, d)))
+    dots, step = _dots(p), lanes(p)
+    for strip, acc in enumerate(four_dots((none, none, none, none), g, p, 0, n * inner, inner, ahead)):
+        hi, lo = dot_lanes(zero, acc)
+        store(dots, 2 * strip * step, hi)
+        store(dots, (2 * strip + 1) * step, lo)
+    write_strips(g, p, out, n, inner, 4, ahead, dots)
 
 
 @inline
@@ -105,12 +109,7 @@ def many_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, strips: 
         hi, lo = sums_total(p, sums, strip)
         store(dots, 2 * strip * step, hi)
         store(dots, (2 * strip + 1) * step, lo)
-    for j in range(0, n * inner, inner):
-        for strip in range(strips):
-            at = j + strip * step
-            prefetch_to_write(out, at + _AHEAD * inner)
-            dot = load(dots, 2 * strip * step), load(dots, (2 * strip + 1) * step)
-            store(out, at, column_gradient(g, p, at, dot))
+    write_strips(g, p, out, n, inner, strips, _AHEAD * inner, dots)
 
 
 @inline
@@ -175,22 +174,14 @@ def sums_total(p, sums, strip):
 
 
 @inline
-def write_four(g: Any, p: Any, out: Any, n: int, inner: int, ahead: int, dots: Any) -> None:
+def write_strips(g: Any, p: Any, out: Any, n: int, inner: int, strips: int, ahead: int, dots: Any) -> None:
     step = lanes(p)
-    a, b, c, d = dots
     for j in range(0, n * inner, inner):
-        if ahead:
-            for k in range(j + ahead, j + ahead + 4 * step, step):
-                prefetch_to_write(out, k)
-        store(out, j, column_gradient(g, p, j, a))
-        store(out, j + step, column_gradient(g, p, j + step, b))
-        store(out, j + 2 * step, column_gradient(g, p, j + 2 * step, c))
-        store(out, j + 3 * step, column_gradient(g, p, j + 3 * step, d))
-
-
-@inline
-def column_gradient(g: Any, p: Any, j: int, dot: Any) -> Any:
-    return load(p, j) * ((load(g, j) - dot[0]) - dot[1])
+        for strip in range(strips):
+            at, dot = j + strip * step, 2 * strip * step
+            if ahead:
+                prefetch_to_write(out, at + ahead)
+            store(out, at, load(p, at) * ((load(g, at) - load(dots, dot)) - load(dots, dot + step)))
 
 
 @signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX)
