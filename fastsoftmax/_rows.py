@@ -97,9 +97,9 @@ def softmax_streams(out: Array, n_classes: int) -> bool:
     return streams(out, n_classes, 2, out.itemsize // 4)
 
 
-def over_columns(kernel: Callable[..., Any], arguments: tuple[Any, ...], array: Array, axis: int) -> None:
-    """Run a kernel of (n_outer, n, inner) arrays, as this one is around the axis, in chunks of strips of 64 bytes."""
-    n, inner, strip = array.shape[axis], math.prod(array.shape[axis + 1 :]), 64 // array.itemsize
+def over_columns(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int, inner: int, array: Array) -> None:
+    """Run a kernel down the columns of an array (n_outer, n, inner), in chunks of strips of 64 bytes."""
+    strip = 64 // array.itemsize
     strips = array.size // (n * inner) * -(-inner // strip)
     over_rows(kernel, (*arguments, n, inner), (strips, strip * n), strips_together(strips))
 
@@ -119,13 +119,17 @@ def to_rows(a: Array, axes: tuple[int, ...], n_classes: int, dtype: Any) -> Arra
     if not a.size or not _arrays.is_columns(a, axes, dtype):
         return _arrays.to_rows(a, axes, n_classes, dtype)
     rows = np.empty((a.size // n_classes, n_classes), dtype)
-    over_columns(KERNELS["turn"][dtype], (a, rows, False), a, axes[0])
+    _turn(a, rows, a, axes[0], False)
     return rows
 
 
 def fill_from_rows(out: Array, rows: Array, axes: tuple[int, ...]) -> None:
     """The way back, into an array of any layout."""
     if out.size and _arrays.is_columns(out, axes, rows.dtype):
-        over_columns(KERNELS["turn"][rows.dtype], (rows, out, True), out, axes[0])
+        _turn(rows, out, out, axes[0], True)
     else:
         _arrays.fill(out, _arrays.from_rows(rows, out.shape, axes))
+
+
+def _turn(source: Array, to: Array, like: Array, k: int, back: bool) -> None:
+    over_columns(KERNELS["turn"][to.dtype], (source, to, back), like.shape[k], math.prod(like.shape[k + 1 :]), like)

@@ -69,7 +69,8 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     if _arrays.is_columns(x, axes, dtype) and _arrays.is_columns(result, axes, dtype) and (
         out is None or _arrays.safe_to_fill(result, x)
     ):
-        over_columns(KERNELS[name + "_columns"][dtype], (x, result), x, axes[0])
+        inner = math.prod(x.shape[axes[0] + 1 :])
+        over_columns(KERNELS[name + "_columns"][dtype], (x, result), n_classes, inner, x)
         return result
     rows = to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
@@ -283,7 +284,7 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
     n_classes, grad_logits = shape[axis], empty(shape, dtype) if out is None else out
     try:
         if inner > 1:
-            over_columns(kernel, (grad, result, grad_logits), grad, 0)
+            over_columns(kernel, (grad, result, grad_logits), n_classes, inner, grad)
         else:
             streaming = size > SMALL and streams(grad_logits, n_classes, 3) and out is not grad and out is not result
             over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
@@ -303,7 +304,8 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
         return grad_logits
     dtype = COMPUTED_IN[dtype_out]
     if all(_arrays.is_columns(a, axes, dtype) for a in (g, y, grad_logits)) and _arrays.safe_to_fill(grad_logits, g, y):
-        over_columns(KERNELS[name + "_columns"][dtype], (g, y, grad_logits), y, axes[0])
+        inner = math.prod(y.shape[axes[0] + 1 :])
+        over_columns(KERNELS[name + "_columns"][dtype], (g, y, grad_logits), n_classes, inner, y)
         return grad_logits
     g_rows, y_rows = (to_rows(a, axes, n_classes, dtype) for a in (g, y))
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
