@@ -224,6 +224,21 @@ def test_a_kernel_writes_its_columns_and_no_others(n_classes, first, last, inner
         assert_same_bits(result, np.where(mine, expected, dtype.type(7)), label=name)
 
 
+@pytest.mark.parametrize(("n_classes", "vectors"), [(17, 10368), (150, 1200)])
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_large_gradient_is_written_in_its_columns_and_no_others(n_classes, vectors, more, dtype, rng):
+    """More than 32 MiB of all arrays, past the caches: whole lines, and what is left before and after them."""
+    strip = 64 // dtype.itemsize
+    inner, first, last = vectors * strip + more, 5, 900
+    g, y = rng.standard_normal((2, n_classes, inner), np.float32).astype(dtype)
+    y = fs.softmax(y, axis=0, out=y)
+    expected = np.ascontiguousarray(fs.softmax_backward(np.ascontiguousarray(g.T), np.ascontiguousarray(y.T)).T)
+    expected[:, : first * strip] = expected[:, last * strip :] = 7
+    out = np.full_like(g, 7)
+    KERNELS["softmax_backward_columns"][dtype](g, y, out, n_classes, inner, first, last, 0)
+    assert_same_bits(out, expected)
+
+
 def _only_rows(out, first, last, label):
     written = out.reshape(len(out), -1) != 7
     assert not written[:first].any(), label

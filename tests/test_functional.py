@@ -229,6 +229,26 @@ def test_an_axis_of_a_gradient_is_a_matter_of_layout_alone(function, n_classes, 
         assert_same_bits(result, expected)
 
 
+# Sizes in vectors: columns whole pages apart; few classes, many, and some more than a multiple of their sums, of which all arrays
+# together have more than 32 MiB; columns that begin at a whole line and others.
+@pytest.mark.parametrize(
+    ("n_outer", "n_classes", "vectors", "more"),
+    [(2, 20, 64, 0), (1, 63, 128, 0), (1, 16, 320, 0), (1, 12, 14700, 0), (1, 12, 14700, 3), (1, 20, 8768, 0),
+     (1, 131, 1350, 0), (1, 157, 1130, 3), (3, 291, 201, 5)],
+)  # fmt: skip
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_gradient_of_large_columns_has_the_bits_of_rows(n_outer, n_classes, vectors, more, threads, dtype, rng):
+    shape = n_outer, n_classes, vectors * (64 // dtype.itemsize) + more
+    g, y = rng.standard_normal((2, *shape), np.float32).astype(dtype)
+    y = fs.softmax(y, axis=1, out=y)
+    rows = partial(np.swapaxes, axis1=1, axis2=2)
+    expected = rows(fs.softmax_backward(*(np.ascontiguousarray(rows(a)) for a in (g, y))))
+    elsewhere = np.empty(g.size + 5, dtype)[5:].reshape(shape)
+    with fs.num_threads(threads):
+        for to in (None, elsewhere, g):
+            assert_same_bits(fs.softmax_backward(g, y, axis=1, out=to), expected)
+
+
 @pytest.mark.parametrize("function", ["softmax", "log_softmax"])
 @pytest.mark.parametrize("shape", [(10, 300), (100, 33)])
 def test_out_along_another_axis(function, shape, dtype, rng):

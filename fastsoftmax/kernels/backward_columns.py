@@ -1,7 +1,8 @@
 """The backward passes down the columns of (n_outer, n, inner) arrays, C-contiguous: n classes, `inner` apart.
 
-softmax's has columns across lanes as they lie, some strips side by side, so that memory is read in runs; whatever is left over,
-and log_softmax's, goes by way of rows, a few at a time. Sums are taken as rows take them, so that bits are the same.
+softmax's has columns across lanes as they lie, some strips side by side, so that memory is read in runs, or a whole block of
+columns row by row (`_backward_block`). Whatever is left over, and log_softmax's, goes by way of rows, a few at a time. Sums are
+taken as rows take them, so that bits are the same.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 
-from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
-from ._math import two_sum
-from ._narrow import NARROW
+from ._backward_block import block_backward, sums_total
+from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
+from ._narrow import NARROW, aligned
 from ._simd import (
     constant,
+    fence,
     keep_alive,
     lanes,
     load,
     load_first,
+    misalignment,
     pointer,
     prefetch,
     prefetch_to_write,
@@ -27,6 +29,7 @@ from ._simd import (
     splat,
     stack,
     store,
+    stream,
 )  # fmt: skip
 from .backward import dot_add, dot_at, dot_lanes, row_backward, row_log_backward
 from .columns import columns_ahead, put_first
@@ -35,33 +38,81 @@ from .turn import strips_in_rows, to_columns, to_rows
 # Of many classes: strips side by side (1000 x 128, float32: 4 together 32 us, 8 27, 16 29; 1000 x 1024, float64: 1.4, 1.0,
 # 0.93 ms), and rows ahead that memory is asked for.
 _STRIPS, _AHEAD = 8, 8
+# From so many vectors of all arrays on, 32 MiB, results go past the caches. Memory is then read by rows of so many columns;
+# their sums, 256 bytes a column, need not stay in the second cache (4096 x 4096, float64, one thread, 512, 1024, 4096 columns:
+# 24.4, 23.7, 17.7 ms, runs of 512 bytes 29.3; 32000 x 256: 8.9, runs of 512 bytes 12.3).
+_PAST, _COLUMNS = 1 << 19, 4096
+# So many rows of two arrays whole pages apart compete for the 8 to 12 places that the first cache has for a line: they are read
+# in runs of so many strips (50 x 1024, float64: 29 -> 20 us, 20 x 4096: 40 -> 30; other distances 20 to 30 % slower).
+_CROWD, _RUN = 16, 64
+_run_sums, _run_dots = stack(_RUN * 128), stack(_RUN * 128)
 _sums, _dots = stack(_STRIPS * 32 * 128), stack(_STRIPS * 128)  # pairs of double vectors, 32 a strip; a pair of vectors a strip
 
 
 @signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX)
 def softmax_backward_columns(grad_probs, probs, grad_logits, n, inner, first, last):
     step = lanes(pointer(probs, 0))
+    past = 3 * probs.size >= _PAST * step
+    if past and n >= 8 * step:
+        backward_past_caches(grad_probs, probs, grad_logits, n, inner, first, last)
+        return
     strips, ahead = (inner + step - 1) // step, columns_ahead(pointer(probs, 0), 3 * probs.size)
-    sums = _sums(splat(0.0))
     k = first
     while k < last:
-        column = k % strips * step
-        where, width = k // strips * n * inner + column, inner - column
+        column, count = k % strips * step, min(last - k, strips - k % strips)
+        where, width = k // strips * n * inner + column, min(count * step, inner - column)
         g, p, out = pointer(grad_probs, where), pointer(probs, where), pointer(grad_logits, where)
-        whole = min(last - k, width // step)
-        if n < NARROW and whole >= 4:
-            few_classes_backward(g, p, out, n, inner, ahead)
-            k += 4
-        elif n < NARROW:
-            strip_backward(g, p, out, n, inner, width)
-            k += 1
-        elif whole >= 4:
-            together = min(whole // 4 * 4, _STRIPS)
-            many_classes_backward(g, p, out, n, inner, together, sums)
+        if n < NARROW:
+            few_classes_backward(g, p, out, n, inner, width, ahead, past and inner % step == 0)
+            k += count
+        elif width >= 4 * step:
+            together = min(width // (4 * step) * 4, _STRIPS)
+            many_classes_backward(g, p, out, n, inner, together)
             k += together
         else:
             backward_in_rows(row_backward, grad_probs, probs, grad_logits, n, inner, k, k + 1)
             k += 1
+
+
+@inline
+def backward_past_caches(grad_probs: Any, probs: Any, grad_logits: Any, n: int, inner: int, first: int, last: int) -> None:
+    step = lanes(pointer(probs, 0))
+    strips = (inner + step - 1) // step
+    most = min(strips, _COLUMNS // step)
+    sums, dots = np.empty((32 * most + 1) * step, np.float64), np.empty(2 * most * step, probs.dtype)
+    k = first
+    while k < last:
+        column, count = k % strips * step, min(most, last - k, strips - k % strips)
+        where, width = k // strips * n * inner + column, min(count * step, inner - column)
+        g, p, out = pointer(grad_probs, where), pointer(probs, where), pointer(grad_logits, where)
+        block_backward(g, p, out, n, inner, width, 2 * step, True, aligned(sums), pointer(dots, 0))
+        k += count
+    fence()
+    keep_alive(sums)
+    keep_alive(dots)
+
+
+@inline
+def few_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: int, ahead: int, streaming: bool) -> None:
+    """Four strips at a time; past the caches if `streaming`, from the first whole line on."""
+    step = lanes(p)
+    if n >= _CROWD and inner % (64 * step) == 0:
+        sums, dots = _run_sums(splat(0.0)), _run_dots(p)
+        for c in range(0, width, _RUN * step):
+            run = min(width - c, _RUN * step)
+            block_backward(shift(g, c), shift(p, c), shift(out, c), n, inner, run, 1, streaming, sums, dots)
+    else:
+        c, columns = 0, step - misalignment(out, 1) if streaming else step
+        while c < width:
+            if columns == step and c + 4 * step <= width:
+                four_strips_backward(shift(g, c), shift(p, c), shift(out, c), n, inner, ahead, streaming)
+                c += 4 * step
+            else:
+                columns = min(columns, width - c)
+                strip_backward(shift(g, c), shift(p, c), shift(out, c), n, inner, columns)
+                c, columns = c + columns, step
+    if streaming:
+        fence()
 
 
 @inline
@@ -76,24 +127,24 @@ def strip_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: int) -> 
 
 
 @inline
-def few_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, ahead: int) -> None:
+def four_strips_backward(g: Any, p: Any, out: Any, n: int, inner: int, ahead: int, streaming: bool) -> None:
     zero, none = constant(p, 0.0, 0.0), (splat(0.0), splat(0.0))
     dots, step = _dots(p), lanes(p)
     for strip, acc in enumerate(four_dots((none, none, none, none), g, p, 0, n * inner, inner, ahead)):
         hi, lo = dot_lanes(zero, acc)
         store(dots, 2 * strip * step, hi)
         store(dots, (2 * strip + 1) * step, lo)
-    write_strips(g, p, out, n, inner, 4, ahead, dots)
+    write_strips(g, p, out, n, inner, 4, ahead, dots, streaming)
 
 
 @inline
-def many_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, strips: int, sums: Any) -> None:
+def many_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, strips: int) -> None:
     """The sums of `row_backward`, each over the classes that it takes there, for a multiple of four strips.
 
     Asks for the next sum's classes.
     """
     step, none = lanes(p), (splat(0.0), splat(0.0))
-    pairs, dots = n // (2 * step) * (2 * step), _dots(p)
+    pairs, sums, dots = n // (2 * step) * (2 * step), _sums(none[0]), _dots(p)
     for k in range(2 * step):
         for strip in range(0, strips, 4):
             to, c = shift(sums, sum_at(strip, k)), strip * step
@@ -106,10 +157,10 @@ def many_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, strips: 
                 store(to, sum_at(i, 0), x)
                 store(to, sum_at(i, 0) + 8, y)
     for strip in range(strips):
-        hi, lo = sums_total(p, sums, strip)
+        hi, lo = sums_total(p, shift(sums, sum_at(strip, 0)), 16)
         store(dots, 2 * strip * step, hi)
         store(dots, (2 * strip + 1) * step, lo)
-    write_strips(g, p, out, n, inner, strips, _AHEAD * inner, dots)
+    write_strips(g, p, out, n, inner, strips, _AHEAD * inner, dots, False)
 
 
 @inline
@@ -135,53 +186,21 @@ def sum_at(strip: int, k: int) -> int:
     return (strip * 32 + k) * 16
 
 
-@by_type
-def sums_total(p, sums, strip):
-    """`dot_total` for each column."""
-    if p.dtype == types.float32:
-
-        def floats(p, sums, strip):
-            for k in range(8):
-                at = sum_at(strip, k)
-                for v in range(at, at + 16, 8):  # the columns' halves; lane k of sums 0 and 1, lane k + 8 of both
-                    a, b = load(sums, v) + load(sums, v + 256), load(sums, v + 128) + load(sums, v + 384)
-                    store(sums, v, a + b)
-            half = 4
-            while half:
-                for k in range(half):
-                    at = sum_at(strip, k)
-                    for v in range(at, at + 16, 8):
-                        store(sums, v, load(sums, v) + load(sums, v + 16 * half))
-                half //= 2
-            at = sum_at(strip, 0)
-            return dot_lanes(load(p, 0), (load(sums, at), load(sums, at + 8)))
-
-        return floats
-
-    def doubles(p, sums, strip):
-        half = 8
-        while half:
-            for k in range(half):
-                at = sum_at(strip, k)
-                s, error = two_sum(load(sums, at), load(sums, at + 16 * half))
-                store(sums, at, s)
-                store(sums, at + 8, error + (load(sums, at + 8) + load(sums, at + 16 * half + 8)))
-            half //= 2
-        at = sum_at(strip, 0)
-        return load(sums, at), load(sums, at + 8)
-
-    return doubles
-
-
 @inline
-def write_strips(g: Any, p: Any, out: Any, n: int, inner: int, strips: int, ahead: int, dots: Any) -> None:
+def write_strips(
+    g: Any, p: Any, out: Any, n: int, inner: int, strips: int, ahead: int, dots: Any, streaming: bool
+) -> None:  # fmt: skip
     step = lanes(p)
     for j in range(0, n * inner, inner):
         for strip in range(strips):
             at, dot = j + strip * step, 2 * strip * step
-            if ahead:
-                prefetch_to_write(out, at + ahead)
-            store(out, at, load(p, at) * ((load(g, at) - load(dots, dot)) - load(dots, dot + step)))
+            value = load(p, at) * ((load(g, at) - load(dots, dot)) - load(dots, dot + step))
+            if streaming:
+                stream(out, at, value)
+            else:
+                if ahead:
+                    prefetch_to_write(out, at + ahead)
+                store(out, at, value)
 
 
 @signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX)
