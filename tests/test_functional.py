@@ -191,10 +191,10 @@ def test_logsumexp_keeps_dimensions_when_asked(axis, dtype, rng):
 
 
 # Classes x samples: one class, short rows, the last and the first width on either side of where rows stop being short,
-# long ones; columns fewer than the lanes, a multiple of them, and with a remainder.
+# long ones; columns fewer than the lanes, a multiple of them, and with a remainder; classes whole pages apart.
 @pytest.mark.parametrize("function", AXIS_FUNCTIONS)
 @pytest.mark.parametrize("n_classes", [1, 2, 10, 63, 64, 103, 104, 300])
-@pytest.mark.parametrize("n_samples", [1, 5, 16, 300])
+@pytest.mark.parametrize("n_samples", [1, 5, 16, 300, 1024])
 def test_an_axis_is_a_matter_of_layout_alone(function, n_classes, n_samples, dtype, rng):
     """Rows along axis 0 of (classes, samples) have the bits of the same rows along the last axis; NaN and -inf too."""
     logits = (10 * rng.standard_normal((n_classes, n_samples))).astype(dtype)
@@ -229,8 +229,8 @@ def test_an_axis_of_a_gradient_is_a_matter_of_layout_alone(function, n_classes, 
         assert_same_bits(result, expected)
 
 
-# Sizes in vectors: columns whole pages apart; few classes, many, and some more than a multiple of their sums, of which all arrays
-# together have more than 32 MiB; columns that begin at a whole line and others.
+# Sizes in vectors: columns whole pages apart; few classes, many, and some more than a multiple of their sums, in arrays of more
+# than 32 MiB together; columns that begin at a whole line and others.
 @pytest.mark.parametrize(
     ("n_outer", "n_classes", "vectors", "more"),
     [(2, 20, 64, 0), (1, 63, 128, 0), (1, 16, 320, 0), (1, 12, 14700, 0), (1, 12, 14700, 3), (1, 20, 8768, 0),
