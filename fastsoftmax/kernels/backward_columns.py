@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._backward_block import block_backward, sums_total
+from ._column_tiles import columns_ahead, put_first
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._narrow import NARROW, aligned
 from ._simd import (
@@ -32,7 +33,6 @@ from ._simd import (
     stream,
 )  # fmt: skip
 from .backward import dot_add, dot_at, dot_lanes, row_backward, row_log_backward
-from .columns import columns_ahead, put_first
 from .turn import strips_in_rows, to_columns, to_rows
 
 # Of many classes: strips side by side (1000 x 128, float32: 4 together 32 us, 8 27, 16 29; 1000 x 1024, float64: 1.4, 1.0,
