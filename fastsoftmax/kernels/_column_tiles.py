@@ -43,40 +43,30 @@ def columns_ahead(like: Any, size: int) -> int:
 
 
 @inline
-def softmax_in_tiles(z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any) -> None:
-    """`width` columns; `tiles` has room for 4 n + 8 vectors, for log_softmax 5 n + 8."""
-    step, four, c = lanes(z), four_strips(z, n, inner, ahead), 0
-    while four and c + 4 * step <= width:
-        four_strips_softmax(shift(z, c), shift(out, c), n, inner, ahead, tiles)
+def in_tiles(
+    one: Any, four: Any, z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any
+) -> None:  # fmt: skip
+    """`width` columns, by `one` strip or `four`. `tiles` has room for 4 n + 8 vectors, for log_softmax 5 n + 8."""
+    step, together, c = lanes(z), four_strips(z, n, inner, ahead), 0
+    while together and c + 4 * step <= width:
+        four(shift(z, c), shift(out, c), n, inner, ahead, tiles)
         c += 4 * step
     while c + step <= width:
-        strip_softmax(shift(z, c), shift(out, c), n, inner, step, ahead, tiles)
+        one(shift(z, c), shift(out, c), n, inner, step, ahead, tiles)
         c += step
     if c < width:
-        strip_softmax(shift(z, c), shift(out, c), n, inner, width - c, ahead, tiles)
-
-
-@inline
-def log_softmax_in_tiles(z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any) -> None:
-    step, four, c = lanes(z), four_strips(z, n, inner, ahead), 0
-    while four and c + 4 * step <= width:
-        four_strips_log_softmax(shift(z, c), shift(out, c), n, inner, ahead, tiles)
-        c += 4 * step
-    while c + step <= width:
-        strip_log_softmax(shift(z, c), shift(out, c), n, inner, step, ahead, tiles)
-        c += step
-    if c < width:
-        strip_log_softmax(shift(z, c), shift(out, c), n, inner, width - c, ahead, tiles)
+        one(shift(z, c), shift(out, c), n, inner, width - c, ahead, tiles)
 
 
 @inline
 def four_strips(like: Any, n: int, inner: int, ahead: int) -> bool:
     """Whether strips are copied to tiles four at a time.
 
-    So where classes lie whole pages apart, in the first cache all in one place, and of more classes within the caches
-    (float32, one thread, 100 x 1024: 80 -> 36 us, 50 x 8192: 215 -> 132, 30 x 10000: 74 -> 65; 10 x 500000: 1.3, 1.9 ms).
+    So where many classes lie whole pages apart, in the first cache all in one place, and of more within the caches (one thread,
+    100 x 1024, float32: 89 -> 36 us, 50 x 1024, float64: 87 -> 39, 30 x 10000, float32: 77 -> 66; but 16 x 10000: 34 -> 39,
+    10 x 500000: 1.4 -> 2.0 ms).
     """
-    return inner % (64 * lanes(like)) == 0 or (n >= 16 and not ahead)
+    return n >= 20 if inner % (64 * lanes(like)) == 0 else n >= 30 and not ahead
 
 
 @inline

@@ -40,10 +40,11 @@ from .turn import strips_in_rows, to_columns, to_rows
 _STRIPS, _AHEAD = 8, 8
 # From so many vectors of all arrays on, 32 MiB, results go past the caches. Memory is then read by rows of so many columns;
 # their sums, 256 bytes a column, need not stay in the second cache (4096 x 4096, float64, one thread, 512, 1024, 4096 columns:
-# 24.4, 23.7, 17.7 ms, runs of 512 bytes 29.3; 32000 x 256: 8.9, runs of 512 bytes 12.3).
+# 24.3, 23.3, 19.0 ms, strips as within the caches 33.1; 32000 x 256: 8.9 ms, so 14.5).
 _PAST, _COLUMNS = 1 << 19, 4096
 # So many rows of two arrays whole pages apart compete for the 8 to 12 places that the first cache has for a line: they are read
-# in runs of so many strips (50 x 1024, float64: 29 -> 20 us, 20 x 4096: 40 -> 30; other distances 20 to 30 % slower).
+# in runs of so many strips (float64, one thread, 50 x 8192: 350 -> 160 us, 20 x 4096: 48 -> 34; other distances 20 to 30 %
+# slower).
 _CROWD, _RUN = 16, 64
 _run_sums, _run_dots = stack(_RUN * 128), stack(_RUN * 128)
 _sums, _dots = stack(_STRIPS * 32 * 128), stack(_STRIPS * 128)  # pairs of double vectors, 32 a strip; a pair of vectors a strip

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ._column_tiles import columns_ahead, log_softmax_in_tiles, put_first, softmax_in_tiles
+from ._column_tiles import (
+    columns_ahead,
+    four_strips_log_softmax,
+    four_strips_softmax,
+    in_tiles,
+    put_first,
+    strip_log_softmax,
+    strip_softmax,
+)  # fmt: skip
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
 from ._math import (
     START32,
@@ -229,7 +237,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
         z, out = pointer(logits, where), pointer(probs, where)
         k += count
         if across(tile, n):
-            softmax_in_tiles(z, out, n, inner, width, ahead, tile)
+            in_tiles(strip_softmax, four_strips_softmax, z, out, n, inner, width, ahead, tile)
         else:
             columns_max(z, n, inner, width, maxima)
             columns_exp(z, n, inner, width, run, maxima, bases, out, True, False, hi, lo, low)
@@ -273,7 +281,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
         z, out = pointer(logits, where), pointer(log_probs, where)
         k += count
         if across(tile, n):
-            log_softmax_in_tiles(z, out, n, inner, width, ahead, tile)
+            in_tiles(strip_log_softmax, four_strips_log_softmax, z, out, n, inner, width, ahead, tile)
         else:
             columns_max(z, n, inner, width, maxima)
             columns_exp(z, n, inner, width, run, maxima, bases, out, False, True, hi, lo, low)
