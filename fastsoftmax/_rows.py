@@ -22,7 +22,7 @@ Array = NDArray[Any]
 # is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
 SMALL, SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
-_RUN = 16  # strips down columns, see `strips_together`
+_RUN, _LONG_RUN = 4, 16  # strips down columns, see `strips_together`
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
 # (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
@@ -105,13 +105,16 @@ def over_columns(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int,
 
 
 def strips_together(strips: int) -> int:
-    """Strips of 64 bytes that a thread takes at a time: two shares for each, in runs of at least 1 KiB.
+    """Strips of 64 bytes that a thread takes at a time: two shares for each in runs of at least 1 KiB, or one in shorter ones.
 
-    Where two threads meet, in each row, the CPU fetches lines for the one that the other is about to write: in runs of less, or
-    few of them, they hinder each other (1000 x 256, float64: 182 us, 241). Past the caches longer runs are faster
-    (softmax_backward, 4096 x 4096, float64: 18.0 ms in runs of 1 KiB, 14.8 so).
+    Where two threads meet, in each row, the CPU fetches lines for the one that the other is about to write, so runs are of at
+    least 256 bytes (softmax_backward, two threads, 1000 x 128, float32, in runs of 128: 27 -> 41 us; 1000 x 256, float64, in
+    runs of 1 KiB: 115 -> 70). Past the caches longer runs are faster (4096 x 4096, float64: 18.0 ms in runs of 1 KiB, 14.8 so).
     """
-    return max(_RUN, strips // (2 * _threads.get_num_threads())) if strips >= 4 * _RUN else strips
+    if strips < 4 * _RUN:
+        return strips
+    threads = _threads.get_num_threads()
+    return -(-max(_RUN, strips // (2 * threads), min(_LONG_RUN, -(-strips // threads))) // _RUN) * _RUN
 
 
 # ---- layouts ----------------------------------------------------------------------------------------------------------

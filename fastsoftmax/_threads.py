@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from .kernels import (
-    ALONE,
     BOARD,
     CLOSED,
+    FEWER,
     JOB,
     JOB_BOARD,
     JOB_HELPERS,
@@ -33,6 +33,7 @@ from .kernels import (
     JOB_LONG,
     JOB_ROWS,
     KERNELS,
+    UNTIL,
     WORKER,
 )
 
@@ -71,9 +72,11 @@ def get_num_threads() -> int:
 
 
 def threads_now() -> int:
-    """How many threads a call that begins now is given: 1 while calls work alone (see `kernels._board`)."""
+    """How many threads a call that begins now is given: fewer while other programs keep processors busy (`kernels._board`)."""
     threads = get_num_threads()
-    return 1 if threads > 1 and (until := pool.board.item(ALONE)) and time.monotonic_ns() < until else threads
+    if threads > 1 and (until := pool.board.item(UNTIL)) and time.monotonic_ns() < until:
+        return max(1, threads - pool.board.item(FEWER))
+    return threads
 
 
 @contextmanager
@@ -187,7 +190,7 @@ class Pool:
             self.hire(helpers)
         self.owed += cost
         if self.owed >= _WAKING:
-            self.wake()
+            self.wake(helpers)
 
     def hire(self, helpers: int) -> None:
         serve = KERNELS["serve"][_FLOAT64]
@@ -202,17 +205,17 @@ class Pool:
                     break
                 self.workers.append(worker)
 
-    def wake(self) -> None:
-        """Wake those who sleep."""
+    def wake(self, workers: int) -> None:
+        """Wake those of the first `workers` workers who sleep."""
         self.owed = 0.0
-        KERNELS["wake"][_FLOAT64](self.address, len(self.workers), 0)
+        KERNELS["wake"][_FLOAT64](self.address, min(workers, len(self.workers)), 0)
 
     def dismiss(self) -> None:
         with self.hiring:
             self.board[CLOSED] = 1
             workers = self.workers[:]
         while workers:
-            self.wake()  # again and again: one may have been about to sleep
+            self.wake(len(workers))  # again and again: one may have been about to sleep
             workers[-1].join(0.001)
             if not workers[-1].is_alive():
                 workers.pop()

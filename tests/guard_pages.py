@@ -23,7 +23,7 @@ _mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 ROWS = 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 130
 COLUMNS = *range(1, 20), 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 79, 80, 81, 103, 104, 105, 127, 128, 129, 257
 # Panels are copied from 512 columns on, and chunks and threads come with size.
-LARGE = [(40, 600), (300, 515), (3001, 301), (42000, 17)]
+LARGE = [(40, 600), (300, 515), (3001, 301), (42000, 17), (1024, 385)]
 FEW = [(1, 1), (2, 9), (17, 17), (9, 65), (33, 10), (40, 600)]
 
 

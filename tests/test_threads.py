@@ -20,7 +20,7 @@ import pytest
 import fastsoftmax as fs
 from fastsoftmax import _threads
 from fastsoftmax._threads import run_rows
-from fastsoftmax.kernels import ALONE, BOARD, KERNELS, WORKER
+from fastsoftmax.kernels import BOARD, FEWER, KERNELS, UNTIL, WORKER
 
 
 def run(code, *, timeout=120, **env):
@@ -152,7 +152,7 @@ def test_a_worker_keeps_off_the_callers_processor_and_may_come_back_later():
         worker = _threads.pool.workers[0].native_id
         for here in sorted(everywhere)[:2]:
             asleep_within(5.0)
-            _threads.pool.board[ALONE] = 0  # the machine may have been busy a moment ago
+            _threads.pool.board[UNTIL] = 0  # the machine may have been busy a moment ago
             try:
                 os.sched_setaffinity(0, {here})  # of this thread alone
                 fs.softmax(x)
@@ -183,25 +183,25 @@ def test_workers_that_find_nothing_to_do_sleep():
 
 
 @several_processors
-def test_while_calls_work_alone_no_worker_is_woken():
+def test_calls_that_do_with_fewer_threads_wake_no_others():
     x = np.random.default_rng(0).standard_normal((2000, 1000))
     with fs.num_threads(2):
         expected = fs.softmax(x)
         asleep_within(5.0)
-        _threads.pool.board[ALONE] = time.monotonic_ns() + 10**12
+        _threads.pool.board[[UNTIL, FEWER]] = time.monotonic_ns() + 10**12, 1
         try:
             assert _threads.threads_now() == 1
             for _ in range(20):
                 np.testing.assert_array_equal(fs.softmax(x), expected)
             asleep_within(0.0)
         finally:
-            _threads.pool.board[ALONE] = 0
+            _threads.pool.board[UNTIL] = 0
         assert _threads.threads_now() == 2
 
 
 @several_processors
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no clock of a thread's own")
-def test_beside_busy_neighbours_calls_come_to_work_alone_for_a_while():
+def test_beside_busy_neighbours_calls_come_to_do_with_fewer_threads_for_a_while():
     """On two processors, with two other processes that never wait."""
     script = """
         import os, subprocess, sys, time
@@ -218,15 +218,63 @@ def test_beside_busy_neighbours_calls_come_to_work_alone_for_a_while():
             end = time.monotonic() + 30
             while _threads.threads_now() == 2 and time.monotonic() < end:
                 fs.softmax(x)
-            alone = _threads.threads_now()
+            beside = _threads.threads_now()
         finally:
             for process in busy:
                 process.kill()
         time.sleep(1.5)
-        print(alone, _threads.threads_now())
+        print(beside, _threads.threads_now())
     """
     for shape in (60, 1000), (4000, 1000):  # short and long calls look at different clocks
         assert run(script.format(shape=shape)) == "1 2"
+
+
+def test_how_many_fewer_and_for_how_long():
+    """Times in milliseconds: when a thread says so, how long it was kept, how many fewer then, and until when."""
+    from numba import njit
+
+    from fastsoftmax.kernels._board import step_back
+
+    board = np.zeros(BOARD, np.int64)
+    tell = njit(lambda board, time, kept: step_back(board, time, kept))
+    for time_, kept, fewer, until in (
+        (1000, 0.4, 0, 0),  # the system's own small tasks
+        (1000, 3, 1, 1003),
+        (1001, 3, 1, 1003),  # another thread has seen the same
+        (1006, 2, 1, 1012),  # soon again: twice as long
+        (1009, 2, 2, 1015),  # kept even so: twice as many
+        (1014, 1, 4, 1020),
+        (1030, 4, 4, 1042),
+        (1100, 5, 1, 1105),  # something new
+    ):
+        tell(_threads.address(board), time_ * 10**6, int(kept * 1e6))
+        assert (board[FEWER], board[UNTIL]) == (fewer, until * 10**6)
+    for _ in range(20):
+        tell(_threads.address(board), time_ := board[UNTIL] + 10**6, 10**6)
+    assert board[UNTIL] == time_ + 10**9  # a second at most
+
+
+def test_fewer_threads_leave_at_least_one(pool_of_eight):
+    with fs.num_threads(5):
+        for fewer, now in (0, 5), (1, 4), (4, 1), (8, 1):
+            pool_of_eight.board[[UNTIL, FEWER]] = time.monotonic_ns() + 10**12, fewer
+            assert _threads.threads_now() == now
+
+
+def test_workers_that_a_call_is_not_for_sleep(pool_of_eight):
+    """Calls for two threads, one after the other, leave six of eight asleep."""
+    x = np.random.default_rng(0).standard_normal((2000, 1000))
+    out, others = np.empty_like(x), [BOARD + WORKER * k for k in range(1, 7)]
+    with fs.num_threads(8):
+        fs.softmax(x, out=out)
+    assert len(pool_of_eight.workers) == 7
+    with fs.num_threads(2):
+        asleep, end = 0, time.monotonic() + 10
+        while asleep < 10 and time.monotonic() < end:
+            pool_of_eight.board[UNTIL] = 0  # so many threads may be kept waiting here
+            fs.softmax(x, out=out)
+            asleep = asleep + 1 if pool_of_eight.board[others].all() else 0
+    assert asleep == 10
 
 
 def test_a_call_beside_another_works_alone():

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ._layout import (
-    ALONE,
     BOARD,
     CHUNKS,
     CLOSED,
+    FEWER,
     JOB,
     JOB_BOARD,
     JOB_HELPERS,
@@ -28,13 +28,14 @@ from ._layout import (
     JOB_ROWS,
     OF_JOB,
     RECORD,
+    UNTIL,
     WORKER,
 )  # fmt: skip
 from ._lock import building
 
 __all__ = [
-    "ALONE", "BOARD", "CHUNKS", "CLOSED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG", "JOB_RECORD",
-    "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES", "OF_JOB", "RECORD", "WORKER", "Kernel",
+    "BOARD", "CHUNKS", "CLOSED", "FEWER", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG", "JOB_RECORD",
+    "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES", "OF_JOB", "RECORD", "UNTIL", "WORKER", "Kernel",
     "build_all", "built", "environment", "kernel",
 ]  # fmt: skip
 

@@ -12,8 +12,8 @@ calls (1024 x 1000, float32, after a pause: 200 to 850 us, and 300 with one thre
 and it is allowed it again when it runs; and one that finds itself there all the same leaves.
 
 A processor that something else keeps busy is no help: each few milliseconds the system gives it away, and the call waits for
-the chunk that lies there, where one thread would have been moved out of the way. So caller and workers see how long they are
-kept waiting, and calls work alone for a while, longer each time if that is still so, with the workers asleep.
+the chunk that lies there, where fewer threads would have been moved out of the way. So caller and workers see how long they
+are kept waiting, and calls do with fewer workers for a while, longer each time if that is still so, with the others asleep.
 
 The board is an array of int64. Its state: 0, nothing there; OPEN + the number of workers inside; TAKEN + the same, while the
 call that put something there fills or empties it. Two calls at a time: the second finds it taken and works alone.
@@ -31,13 +31,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from ._layout import ALONE, ARGUMENT, BEGUN, CALLER, FUNCTION, LIMIT, PERIOD, STATE, TICKET, USED
+from ._layout import ARGUMENT, BEGUN, CALLER, FEWER, FUNCTION, LIMIT, PERIOD, SINCE, STATE, TICKET, UNTIL, USED
 
 OPEN, TAKEN = 1 << 40, 1 << 41
 PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
 
 KEPT = 500_000  # nanoseconds without a processor that are more than the system's own small tasks
-_SOON, _LONGEST = 2 * 10**7, 10**9  # nanoseconds after working alone; of working alone at a time
+_SOON, _LONGEST = 2 * 10**7, 10**9  # nanoseconds after doing with fewer; of doing with fewer at a time
 _MONOTONIC, _OF_THREAD = 1, 3  # Linux's clocks
 
 _int64, _byte = ir.IntType(64), ir.IntType(8)
@@ -268,19 +268,26 @@ def take_back(board: int, long: int) -> None:
             give_way()
     end = now()
     if end - read(at(board, BEGUN)) > KEPT:
-        work_alone(board, end, end - read(at(board, BEGUN)) - (used() - read(at(board, USED)) if long else 0))
+        step_back(board, end, end - read(at(board, BEGUN)) - (used() - read(at(board, USED)) if long else 0))
     write(at(board, STATE), 0)
 
 
 @register_jitable
-def work_alone(board: int, time: int, kept: int) -> None:
-    """Let calls work alone (`_threads.threads_now`) if one of their threads was kept waiting for a processor so long.
+def step_back(board: int, time: int, kept: int) -> None:
+    """Let calls do with fewer workers (`_threads.threads_now`) if one of their threads was kept from a processor for so long.
 
-    As long as it was kept; if that is soon after the last time, twice as long as then. What happens once costs little, and
-    beside a neighbour that stays it happens once a second.
+    With one fewer, as long as it was kept; with twice as many fewer if they are kept even so; twice as long as last time if
+    that is soon after it. What happens once costs little, and beside a neighbour that stays it happens once a second.
     """
-    if kept > KEPT and time >= read(at(board, ALONE)):
-        period = read(at(board, PERIOD))
-        period = min(2 * period, _LONGEST) if time - read(at(board, ALONE)) < period + _SOON else kept
+    if kept > KEPT and time - kept >= read(at(board, SINCE)):  # not what several threads have seen
+        period, until = read(at(board, PERIOD)), read(at(board, UNTIL))
+        if time < until:
+            write(at(board, FEWER), 2 * read(at(board, FEWER)))
+        elif time - until < period + _SOON:
+            period = min(2 * period, _LONGEST)
+        else:
+            period = kept
+            write(at(board, FEWER), 1)
         write(at(board, PERIOD), period)
-        write(at(board, ALONE), time + period)
+        write(at(board, SINCE), time)
+        write(at(board, UNTIL), time + period)

@@ -15,11 +15,11 @@ TAKEN, FROM_END, DONE, FAILED = range(TALLY)
 CHUNKS, OF_TALLY, OF_JOB, OF_FUNCTION, OF_FRAME = 0, 1, 1 + TALLY, 1 + TALLY + JOB, 2 + TALLY + JOB
 RECORD = 256
 
-# The board, see `_board`: its state, a function and its argument, how many workers may come in, a number for each job,
-# whether workers are to end, the processor that the last caller ran on, what two clocks said when its call began, and until
-# when and for how long calls work alone; then for each worker whether it sleeps, the lock that it sleeps on, its thread, and
-# the processor forbidden to it, plus one.
-BOARD = 11
-STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, CLOSED, CALLER, BEGUN, USED, ALONE, PERIOD = range(BOARD)
+# The board, see `_board`: its state, a function and its argument, which workers may come in, the first so many, a number for
+# each job, whether workers are to end, the processor that the last caller ran on, what two clocks said when its call began, and
+# how many fewer workers calls do with, since when, until when and for how long; then for each worker whether it sleeps, the
+# lock that it sleeps on, its thread, and the processor forbidden to it, plus one.
+BOARD = 13
+STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, CLOSED, CALLER, BEGUN, USED, FEWER, SINCE, UNTIL, PERIOD = range(BOARD)
 WORKER = 4
 SLEEPS, LOCK, THREAD, FORBIDDEN = range(WORKER)

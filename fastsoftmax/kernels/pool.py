@@ -19,10 +19,10 @@ from ._board import (
     read,
     release,
     replace,
+    step_back,
     this_thread,
     used,
     wait_for,
-    work_alone,
     write,
 )  # fmt: skip
 from ._jit import INDEX, inline, signature
@@ -57,7 +57,7 @@ def serve(board, worker):
     while read(at(board, CLOSED)) == 0:
         ticket, state = read(at(board, TICKET)), read(at(board, STATE))
         if (
-            ticket != last and OPEN <= state < TAKEN and state - OPEN < read(at(board, LIMIT))
+            ticket != last and OPEN <= state < TAKEN and worker < read(at(board, LIMIT))
             and replace(at(board, STATE), state, state + 1)
         ):  # fmt: skip
             last, idle = read(at(board, TICKET)), 0
@@ -67,7 +67,7 @@ def serve(board, worker):
             time = now()
             if time - seen > KEPT:
                 before, kept, seen = kept, time - used(), time
-                work_alone(board, time, kept - before)
+                step_back(board, time, kept - before)
         pause()
         idle += 1
         if idle % _GLANCE == 0:
