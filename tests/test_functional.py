@@ -207,6 +207,19 @@ def test_an_axis_is_a_matter_of_layout_alone(function, n_classes, n_samples, dty
     assert_same_bits(np.ascontiguousarray(cube[1].T), expected)
 
 
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("n_classes", [20, 300])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_columns_that_threads_share_have_the_bits_of_rows(function, n_classes, threads, dtype, rng):
+    logits = (10 * rng.standard_normal((2, n_classes, 4013))).astype(dtype)
+    call, expected = getattr(fs, function), np.empty_like(logits)
+    expected[...] = call(np.ascontiguousarray(logits.swapaxes(1, 2))).swapaxes(1, 2)
+    with fs.num_threads(threads):
+        assert_same_bits(call(logits, axis=1), expected)
+        assert_same_bits(call(logits[0], axis=0), expected[0])
+        assert_same_bits(call(logits, axis=1, out=logits), expected)
+
+
 @pytest.mark.parametrize("function", ["softmax_backward", "log_softmax_backward", "cross_entropy_with_grad"])
 @pytest.mark.parametrize("n_classes", [1, 2, 10, 63, 64, 104, 1100])
 @pytest.mark.parametrize("n_samples", [5, 16, 70, 300])
