@@ -6,9 +6,11 @@ import gzip
 import importlib.util
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -299,6 +301,24 @@ def test_bench_runs_each_thread_count_in_its_own_process():
 
 
 @pytest.mark.usefixtures("few_peers")
+@pytest.mark.skipif(not os.path.exists(f"/proc/self/task/{os.getpid()}/children"), reason="the system does not list children")
+def test_bench_that_is_terminated_leaves_no_process_behind():
+    command = [sys.executable, "-m", "fastsoftmax", "bench", "--ops", "softmax", "--shapes", "128x10", "--seconds", "100"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            children, end = "", time.monotonic() + 60
+            while not children and time.monotonic() < end:
+                time.sleep(0.01)
+                with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+                    children = file.read()
+            process.terminate()
+            assert process.wait(60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    (child,) = children.split()
+    assert not os.path.exists(f"/proc/{child}")
+
+
 def test_bench_accuracy(capsys):
     assert _cli.main(["bench", "--here", "--accuracy", "--ops", "softmax", "--json"]) == 0
     cells = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

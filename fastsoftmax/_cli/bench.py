@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if not args.here:  # thread pools keep the size they were born with: one process per count
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # which ends that process too
         return max(_child(args, n_threads) for n_threads in args.threads)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
         print(f"fastsoftmax: the machine is busy (load {os.getloadavg()[0]:.1f}): times will not hold", file=sys.stderr)
