@@ -1,7 +1,7 @@
 """The affine layer and the classifier head over it: which kernel, which chunks, which threads.
 
-All arrays are C-contiguous matrices of one dtype, checked by the caller. Chunks depend on shapes alone, never on the number
-of threads, and what the chunks give is added in their order.
+All arrays are C-contiguous matrices of one dtype, checked by the caller. Chunks whose results are added up depend on shapes
+alone, never on the number of threads, and are added in their order.
 """
 
 from __future__ import annotations
@@ -62,15 +62,23 @@ def _chunks(n: int, work: int, grain: int, small: int) -> tuple[int, int]:
 
 
 def _run(via: Caller, kernel: Any, arguments: tuple[Any, ...], n: int, work: int, grain: int = GRAIN) -> None:
-    """Have a kernel run in chunks, or where there is one thread in one piece."""
+    """Have a kernel whose results do not depend on chunks run in some, or where there is one thread in one piece."""
     if work <= SMALL and via is NOW:  # straight on: 0.3 us of 5
         kernel(*arguments, 0, n, 0)
         return
     n_chunks, size = _chunks(n, work, grain, SMALL)
-    if n_chunks == 1 or via.threads() == 1:
+    if n_chunks == 1 or (threads := via.threads()) == 1:
         via.whole(kernel, arguments, n, work * COST)
     else:
+        if threads > n_chunks:
+            size = min(size, _share(n, work, grain, threads))
         via.chunks(kernel, arguments, n, size, work * COST)
+
+
+def _share(n: int, work: int, grain: int, threads: int) -> int:
+    """Of each of many threads, so that it takes twice as long as what one thread is enough for."""
+    size = -(-n // max(1, min(threads, work // (2 * SMALL), n // grain)))
+    return size + -size % GRAIN
 
 
 @cache
@@ -108,7 +116,11 @@ def _affine_by_inputs(
     """
     parts = np.empty((n_parts, *out.shape), out.dtype)
     work = x.size * weight.shape[1]
-    _run(via, KERNELS["affine_parts"][out.dtype], (x, weight, parts, size), len(weight), work, PANEL)
+    kernel, arguments = KERNELS["affine_parts"][out.dtype], (x, weight, parts, size)
+    if via.threads() == 1:  # the kernel itself keeps the parts apart
+        via.whole(kernel, arguments, len(weight), work * COST)
+    else:
+        via.chunks(kernel, arguments, len(weight), size, work * COST)
     via.shares(KERNELS["add_parts"][out.dtype], (parts, bias, relu, out), len(out), parts.size * PASS)
 
 
