@@ -244,16 +244,16 @@ def softmax_columns(logits, probs, n, inner, first, last):
     low = pointer(doubles, 0)
     hi, lo, maxima = tile, shift(tile, run * step), shift(tile, 2 * run * step)
     q_hi, q_lo, bases = shift(maxima, run), shift(maxima, 2 * run), shift(maxima, 3 * run)
-    start, ahead = first, columns_ahead(tile, logits.size)
+    k, ahead = first, columns_ahead(tile, logits.size)
     # Where threads share the columns, exponentials are made twice. To read them back would fetch, ahead, lines that another
     # thread is about to write (1000 x 512, float32, two threads: 190 us, 128 so, 136 on one thread).
     again = (last - first) * n * inner < strips * logits.size
-    while start < last:
-        column = start % strips * step
-        where, count = start // strips * n * inner + column, min(most, last - start, strips - start % strips)
+    while k < last:
+        column = k % strips * step
+        where, count = k // strips * n * inner + column, min(most, last - k, strips - k % strips)
         width = min(count * step, inner - column)
         z, out = pointer(logits, where), pointer(probs, where)
-        start += count
+        k += count
         if across(tile, n):
             in_tiles(strip_softmax, four_strips_softmax, z, out, n, inner, width, ahead, tile)
         else:
