@@ -277,6 +277,22 @@ def test_out_along_another_axis(function, shape, dtype, rng):
     assert_same_bits(call(buffer[:-1], axis=0, out=buffer[1:]), expected)
 
 
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_out_of_a_small_batch_with_its_loss(bad, dtype, rng):
+    """Elsewhere, in place, and over the targets' own memory."""
+    logits, targets = rng.standard_normal((5, 4)).astype(dtype), rng.integers(0, 4, 5)
+    logits[2, 1] += bad
+    loss, expected = fs.cross_entropy_with_grad(logits, targets)
+    out, memory = np.full_like(logits, 7), np.zeros_like(logits)
+    same = memory.view(np.int64).reshape(-1)[-5:]
+    same[...] = targets
+    for z, t, to in (logits, targets, out), (logits.copy(), targets, None), (logits, same, memory):
+        again, grad = fs.cross_entropy_with_grad(z, t, out=z if to is None else to)
+        assert grad is (z if to is None else to)
+        assert_same_bits(np.array([again]), np.array([loss]))
+        assert_same_bits(grad, expected)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
