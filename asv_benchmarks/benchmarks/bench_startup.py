@@ -39,8 +39,12 @@ print(time.perf_counter() - start)
 
 
 def run(code: str, cache: str) -> float:
-    """The number that `code` prints, in a new process with its kernels' cache in the folder `cache`."""
+    """The number that `code` prints, in a new process with its kernels' cache in the folder `cache`.
+
+    Python keeps the modules that it compiled, as pip does where a package is installed: without, importing takes 31 ms, not 9.
+    """
     environment = {**os.environ, "PYTHONPATH": ROOT, "FASTSOFTMAX_CACHE_DIR": cache}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return float(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True))
 
 
