@@ -86,6 +86,7 @@ def calls(fs, rng, dtype, n, k, put):
     columns = put((4 * rng.standard_normal((2, k, n))).astype(dtype))
     column_grad, column_probs = put(rng.standard_normal((2, k, n)).astype(dtype)), put(rng.random((2, k, n)).astype(dtype))
     column_labels = put(rng.integers(0, k, (2, n)))
+    matrix, out_matrix = put((4 * rng.standard_normal((k, n))).astype(dtype)), put(np.full((k, n), np.nan, dtype))
     out, out_columns = put(np.full((n, k), np.nan, dtype)), put(np.full((2, k, n), np.nan, dtype))
     n_in = int(rng.choice(COLUMNS))
     x, bias = put(rng.standard_normal((n, n_in)).astype(dtype)), put(rng.standard_normal(k).astype(dtype))
@@ -111,6 +112,8 @@ def calls(fs, rng, dtype, n, k, put):
         (fs.cross_entropy, (rows, probs), weights),
         (fs.cross_entropy_with_grad, (rows, labels), {"out": out}),
         (fs.cross_entropy_with_grad, (columns, column_labels), {"axis": 1, "out": out_columns}),
+        (fs.cross_entropy, (matrix, labels), {"axis": 0, **none}),
+        (fs.cross_entropy_with_grad, (matrix, labels), {"axis": 0, "out": out_matrix}),
         (fs.cross_entropy_with_grad, (rows, labels), {**weights, **none, "grad_loss": by_row}),
         (fs.cross_entropy_with_grad, (rows, labels), {**weights, "label_smoothing": 0.1, "out": out}),
         (fs.cross_entropy_with_grad, (rows, probs), {**weights, **none, "grad_loss": by_row, "out": out}),

@@ -10,7 +10,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -304,18 +303,16 @@ def test_bench_runs_each_thread_count_in_its_own_process():
 @pytest.mark.skipif(not os.path.exists(f"/proc/self/task/{os.getpid()}/children"), reason="the system does not list children")
 def test_bench_that_is_terminated_leaves_no_process_behind():
     command = [sys.executable, "-m", "fastsoftmax", "bench", "--ops", "softmax", "--shapes", "128x10", "--seconds", "100"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "FASTSOFTMAX_PEERS": "0"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
-            children, end = "", time.monotonic() + 60
-            while not children and time.monotonic() < end:
-                time.sleep(0.01)
-                with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-                    children = file.read()
+            assert process.stdout.readline()  # the other process measures
+            with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+                (child,) = file.read().split()
             process.terminate()
             assert process.wait(60) == 128 + signal.SIGTERM
         finally:
             process.kill()
-    (child,) = children.split()
     assert not os.path.exists(f"/proc/{child}")
 
 

@@ -242,6 +242,36 @@ def test_an_axis_of_a_gradient_is_a_matter_of_layout_alone(function, n_classes, 
         assert_same_bits(result, expected)
 
 
+@pytest.mark.parametrize("n_classes", [1, 2, 10, 17, 63, 64])
+@pytest.mark.parametrize("n_samples", [7, 8, 16, 300, 9001])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_down_columns_have_the_bits_of_rows(n_classes, n_samples, reduction, dtype, rng):
+    """NaN, masked classes and ignored samples among them; elsewhere and in place, on any number of threads."""
+    logits = (10 * rng.standard_normal((n_classes, n_samples))).astype(dtype)
+    targets = rng.integers(0, n_classes, n_samples)
+    logits[0, ::5], logits[-1, ::7], targets[::3] = -np.inf, np.nan, -100
+    rows = np.ascontiguousarray(logits.T)
+    loss, grad = fs.cross_entropy_with_grad(rows, targets, reduction=reduction)
+    for threads in 1, 2, 3:
+        with fs.num_threads(threads):
+            for to in None, np.full_like(logits, 7), logits.copy():
+                z = logits if to is None or to[0, 0] == 7 else to
+                same, gradient = fs.cross_entropy_with_grad(z, targets, axis=0, reduction=reduction, out=to)
+                assert_same_bits(np.asarray(same), np.asarray(loss))
+                assert_same_bits(np.ascontiguousarray(gradient.T), grad)
+            assert_same_bits(np.asarray(fs.cross_entropy(logits, targets, axis=0, reduction=reduction)), np.asarray(loss))
+
+
+def test_labels_down_columns_are_checked(dtype):
+    logits, targets = np.zeros((3, 9), dtype), np.arange(9) % 3
+    targets[4] = 3
+    for call in fs.cross_entropy, fs.cross_entropy_with_grad:
+        with pytest.raises(IndexError, match="3"):
+            call(logits, targets, axis=0)
+        with pytest.raises(ValueError, match="shape"):
+            call(logits, targets[:3], axis=0)
+
+
 # Sizes in vectors: few and many classes whole pages apart; few, many, and some more than a multiple of their sums, in arrays of
 # more than 32 MiB together; columns that begin at a whole line and others.
 @pytest.mark.parametrize(

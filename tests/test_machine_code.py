@@ -34,7 +34,7 @@ ROW_KERNELS = [
     "soft_cross_entropy", "soft_cross_entropy_with_grad", "softmax_backward", "log_softmax_backward", "softmax_hessian",
     "affine", "affine_parts", "add_parts", "affine_grad_weight", "thin_grad_weight", "add_thin_parts",
     "linear_cross_entropy", "sgd_update", "momentum_update", "adam_update", "softmax_columns", "log_softmax_columns",
-    "softmax_backward_columns", "log_softmax_backward_columns",
+    "softmax_backward_columns", "log_softmax_backward_columns", "cross_entropy_columns", "cross_entropy_with_grad_columns",
 ]  # fmt: skip
 # Kernels that do no arithmetic on the elements of a row.
 OTHERS = {
@@ -54,6 +54,8 @@ SCALAR_LOOPS = {
     "logsumexp": "looks for a NaN in a row whose sum came out as one",
     "cross_entropy": "weights: one number a row",
     "cross_entropy_with_grad": "weights: one number a row",
+    "cross_entropy_columns": "weights: one number a column",
+    "cross_entropy_with_grad_columns": "weights: one number a column",
     "soft_cross_entropy": "weights: one number a row or a class",
     "soft_cross_entropy_with_grad": "weights: one number a row or a class",
     "linear_cross_entropy": "weights: one number a row",

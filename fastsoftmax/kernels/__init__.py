@@ -26,6 +26,7 @@ from ._layout import (
     JOB_RECORD,
     JOB_RESULTS,
     JOB_ROWS,
+    NARROW,
     OF_JOB,
     RECORD,
     UNTIL,
@@ -35,7 +36,7 @@ from ._lock import building
 
 __all__ = [
     "BOARD", "CHUNKS", "CLOSED", "FEWER", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG", "JOB_RECORD",
-    "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES", "OF_JOB", "RECORD", "UNTIL", "WORKER", "Kernel",
+    "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES", "NARROW", "OF_JOB", "RECORD", "UNTIL", "WORKER", "Kernel",
     "build_all", "built", "environment", "kernel",
 ]  # fmt: skip
 
@@ -51,6 +52,8 @@ MODULES: dict[str, str] = {
     "check_targets": "cross_entropy",
     "cross_entropy": "cross_entropy",
     "cross_entropy_with_grad": "cross_entropy",
+    "cross_entropy_columns": "cross_entropy",
+    "cross_entropy_with_grad_columns": "cross_entropy",
     "mean_cross_entropy_with_grad": "cross_entropy",
     "soft_cross_entropy": "soft_cross_entropy",
     "soft_cross_entropy_with_grad": "soft_cross_entropy",

@@ -1,4 +1,6 @@
-"""What compiled code and Python both read and write: arrays of int64, and what lies where."""
+"""What compiled code and Python both know: arrays of int64, what lies where in them, and how many classes are few."""
+
+NARROW = 64  # classes from which on rows do not lie across lanes, see `_narrow`
 
 # A job: the rows of a chunk, the board's address or 0, how many workers may help, whether the caller holds the GIL, whether
 # the call is a long one, and the address of a record to be made of the call instead of making it, or 0; then also that of a

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._jit import inline
+from ._layout import NARROW
 from ._math import (
     TOP32,
     TOP64,
@@ -45,9 +46,9 @@ from ._simd import (
 )  # fmt: skip
 from ._transpose import load_transposed, store_transposed
 
-# Classes, and of floats, for softmax and its like (log_softmax, Zen 5, cycles a row of 80: 83 -> 74, 100: 103 -> 91; doubles
+# More classes of floats, for softmax and its like (log_softmax, Zen 5, cycles a row of 80: 83 -> 74, 100: 103 -> 91; doubles
 # are as fast either way, and gradients lose).
-NARROW, NARROW32 = 64, 104
+NARROW32 = 104
 TILES = 36 << 10  # bytes that the tiles worked on together, one more, and six vectors for each never exceed
 # d over n**2, below which it is the sum of the others. Above it `lo` has digits enough: in k steps it adds up k * 2**-23 at
 # most (roundings of `hi` in [2, 4)), each is rounded by 2**-24 of that, so n**2 * 2**-48 in all; of doubles n**2 * 2**-106
@@ -144,9 +145,11 @@ def tile_exp(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
 
 @inline
 def tiles_exp(
-    z: Any, n: int, i: int, count: int, tiles: Any, maxima: Any, e: Any, apart: int, out: Any, sums: Any
+    z: Any, n: int, by: int, i: int, count: int, tiles: Any, maxima: Any, e: Any, apart: int, out: Any, sums: Any
 ) -> None:  # fmt: skip
     """`tile_exp` of `count` tiles from row i on, the exponentials `apart` from each other, and each d kept for `kept_sums`.
+
+    Rows of z and out, of which it asks for the next, lie `by` apart.
 
     What is done with d is a chain of operations that wait for each other: for all tiles together, and apart from the
     exponentials, it hinders them least (8192 x 10, log_softmax, Zen 5: 285 -> 247 cycles a tile, float64 289 -> 245).
@@ -154,8 +157,8 @@ def tiles_exp(
     step, size, most = lanes(tiles), tile_size(tiles, n), tiles_together(n)
     for b in range(count):
         k, tile = i + b * step, shift(tiles, b * size)
-        ahead = shift(z, (k + most * step) * n)
-        low, high = tile_exp(tile, n, load(maxima, b * step), shift(e, b * apart), ahead, shift(out, k * n))
+        ahead = shift(z, (k + most * step) * by)
+        low, high = tile_exp(tile, n, load(maxima, b * step), shift(e, b * apart), ahead, shift(out, k * by))
         store(sums, 32 * b, low[0])
         store(sums, 32 * b + 8, low[1])
         store(sums, 32 * b + 16, high[0])

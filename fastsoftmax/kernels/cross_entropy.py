@@ -5,7 +5,8 @@ Per row, with m the maximum and 1 + d the sum of exp(z - m), of which d keeps al
     grad_j      = a * exp(z_j - m) / (1 + d),  a = w * scale / denominator
     grad_target = -a * (1 + d - exp(z_t - m)) / (1 + d)       never p - 1
 w is class_weight[t] * sample_weight[i]; an array of length 0 stands for "none given". Targets have been checked by
-`check_targets`; a row whose target is `ignore_index` contributes exactly 0, even if it holds NaN.
+`check_targets`; a row whose target is `ignore_index` contributes exactly 0, even if it holds NaN. Columns of few classes are
+taken as rows of few are: they lie across lanes already.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ._column_tiles import columns_ahead, load_strip, put_first
 from ._jit import DOUBLES_IN, FLAG, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
 from ._math import (
     exp_from,
@@ -55,6 +57,7 @@ from ._simd import (
     load_labels,
     number,
     pointer,
+    prefetch_to_write,
     put,
     select,
     shift,
@@ -349,13 +352,18 @@ _class_room = stack(8 * NARROW)
 
 @inline
 def load_with_targets(
-    z: Any, n: int, targets: Any, i: int, last: int, count: int, tiles: Any, maxima: Any, z_t: Any, labels: Any
+    z: Any, n: int, inner: int, ahead: int, targets: Any, i: int, last: int, count: int, tiles: Any, maxima: Any, z_t: Any,
+    labels: Any,
 ) -> None:  # fmt: skip
-    """`load_tiles`, and beside each lane's maximum its label's logit and its label."""
+    """Tiles of rows, or of columns if they are `inner` long, and beside each lane's maximum its label's logit and its label."""
     step, size = lanes(tiles), tile_size(tiles, n)
-    load_tiles(z, n, i, last, count, tiles, maxima)
+    if inner == 0:
+        load_tiles(z, n, i, last, count, tiles, maxima)
     for b in range(count):
         k = i + b * step
+        if inner:
+            m = load_strip(shift(z, k), n, inner, min(step, last - k), ahead, shift(tiles, b * size))
+            store(maxima, b * step, m)
         own = load_labels(tiles, targets, k, min(step, last - k))
         store(labels, b * step, own)
         store(z_t, b * step, tile_target(shift(tiles, b * size), n, own))
@@ -373,9 +381,12 @@ def lane_losses(like: Any, m: Any, z_t: Any, d: Any, e: Any, kept: Any, w0: Any,
 
 @inline
 def narrow_cross_entropy(
-    logits: Any, labels_: Any, given: Any, ignore_index: int, losses: Any, first: int, last: int
+    logits: Any, n: int, inner: int, labels_: Any, given: Any, ignore_index: int, losses: Any, first: int, last: int
 ) -> float:  # fmt: skip
-    n, z, targets, out = logits.shape[1], pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0)
+    """Of rows, or of columns if they are `inner` apart."""
+    z, targets, out, ahead = pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0), 0
+    if inner:
+        ahead = columns_ahead(z, logits.size)
     step, size, most = lanes(z), tile_size(z, n), tiles_together(n)
     tiles, weights, per_row = tile_room(z), _weight_room(splat(0.0)), losses.size > 0
     maxima, z_t = shift(tiles, most * size), shift(tiles, most * (size + step))
@@ -383,8 +394,11 @@ def narrow_cross_entropy(
     acc, sums = splat(0.0), sum_room(splat(0.0))
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        load_with_targets(z, n, targets, start, last, count, tiles, maxima, z_t, labels)
-        tiles_exp(z, n, start, count, tiles, maxima, tiles, size, shift(z, most * step * n), sums)
+        load_with_targets(z, n, inner, ahead, targets, start, last, count, tiles, maxima, z_t, labels)
+        if inner:
+            tiles_exp(tiles, n, 0, start, count, tiles, maxima, tiles, size, tiles, sums)
+        else:
+            tiles_exp(z, n, n, start, count, tiles, maxima, tiles, size, shift(z, most * step * n), sums)
         for b in range(count):
             i, m = start + b * step, load(maxima, b * step)
             rows, kept = min(step, last - i), kept_lanes(load(labels, b * step), n, ignore_index)
@@ -399,10 +413,13 @@ def narrow_cross_entropy(
 
 @inline
 def narrow_gradient(
-    logits: Any, labels_: Any, given: Any, ignore_index: int, grad_losses: Any, factor: float, losses: Any, grad: Any,
-    first: int, last: int,
+    logits: Any, n: int, inner: int, labels_: Any, given: Any, ignore_index: int, grad_losses: Any, factor: float, losses: Any,
+    grad: Any, first: int, last: int,
 ) -> float:  # fmt: skip
-    n, z, targets, to = logits.shape[1], pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0)
+    """Of rows, or of columns if they are `inner` apart."""
+    z, targets, to, ahead = pointer(logits, 0), pointer(labels_, 0), pointer(losses, 0), 0
+    if inner:
+        ahead = columns_ahead(z, logits.size)
     upstream, scaled_rows, gradient = pointer(grad_losses, 0), grad_losses.size > 0, pointer(grad, 0)
     step, size, most = lanes(z), tile_size(z, n), tiles_together(n)
     tiles, weights, per_row = tile_room(z), _weight_room(splat(0.0)), losses.size > 0
@@ -415,8 +432,11 @@ def narrow_gradient(
         put(classes, j, number(z, np.float64(j)))
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
-        load_with_targets(z, n, targets, start, last, count, tiles, maxima, z_t, labels)
-        tiles_exp(z, n, start, count, tiles, maxima, tiles, size, gradient, sums)
+        load_with_targets(z, n, inner, ahead, targets, start, last, count, tiles, maxima, z_t, labels)
+        if inner:
+            tiles_exp(tiles, n, 0, start, count, tiles, maxima, tiles, size, tiles, sums)
+        else:
+            tiles_exp(z, n, n, start, count, tiles, maxima, tiles, size, gradient, sums)
         for b in range(count):  # operations that wait for each other: apart from the exponentials, 0.92 ns an element, not 0.97
             i, tile = start + b * step, shift(tiles, b * size)
             rows = min(step, last - i)
@@ -452,7 +472,13 @@ def narrow_gradient(
             rows = min(step, last - i)
             own, hi, lo, g = load(labels, b * step), load(q_hi, b * step), load(q_lo, b * step), load(g_t, b * step)
             source = tile, hi, lo, own, g, classes
-            store_tile(shift(gradient, i * n), n, rows, _tile_gradient, source)
+            if inner:
+                for j in range(n):
+                    if ahead:
+                        prefetch_to_write(gradient, j * inner + i + ahead)
+                    put_first(gradient, j * inner + i, _tile_gradient(source, j), rows)
+            else:
+                store_tile(shift(gradient, i * n), n, rows, _tile_gradient, source)
     return total(acc)
 
 
@@ -470,7 +496,7 @@ def cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, lo
     """Write the weighted losses, unless `losses` is empty; return their sum."""
     n, given = logits.shape[1], given_weights(class_weight, sample_weight)
     if n < NARROW:
-        return narrow_cross_entropy(logits, targets, given, ignore_index, losses, first, last)
+        return narrow_cross_entropy(logits, n, 0, targets, given, ignore_index, losses, first, last)
     return wide_cross_entropy(logits, targets, given, ignore_index, losses, first, last)
 
 
@@ -487,7 +513,7 @@ def cross_entropy_with_grad(
     factor = scale / denominator
     if n < NARROW:
         return narrow_gradient(
-            logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
+            logits, n, 0, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
         )
     if streaming:
         return streaming_gradient(
@@ -495,6 +521,31 @@ def cross_entropy_with_grad(
         )
     return wide_gradient(
         logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
+    )
+
+
+@signature(
+    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
+)  # fmt: skip
+def cross_entropy_columns(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
+    """`cross_entropy` of fewer than `NARROW` classes down the columns of (n_classes, n_samples)."""
+    n, inner = logits.shape
+    given = given_weights(class_weight, sample_weight)
+    return narrow_cross_entropy(logits, n, inner, targets, given, ignore_index, losses, first, last)
+
+
+@signature(
+    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, DOUBLES_IN, REAL, REAL, VECTOR_OUT, MATRIX_OUT, INDEX, INDEX,
+    returns=REAL,
+)  # fmt: skip
+def cross_entropy_with_grad_columns(
+    logits, targets, class_weight, sample_weight, ignore_index, grad_losses, scale, denominator, losses, grad, first, last
+):  # fmt: skip
+    """`cross_entropy_with_grad` likewise."""
+    n, inner = logits.shape
+    given = given_weights(class_weight, sample_weight)
+    return narrow_gradient(
+        logits, n, inner, targets, given, ignore_index, grad_losses, scale / denominator, losses, grad, first, last
     )
 
 

@@ -50,7 +50,8 @@ def linear_cross_entropy(
             thin_product(a, n, n_in, turned, row, n_out, bias.size > 0, pointer(bias, 0), False, g, last - i)
             given = pointer(class_weight, 0), class_weight.size > 0, pointer(sample_weight, i), sample_weight.size > 0
             some = losses[rows] if losses.size else losses
-            loss += narrow_gradient(logits, targets[rows], given, ignore_index, nothing, factor, some, logits, 0, n)
+            labels = targets[rows]
+            loss += narrow_gradient(logits, n_out, 0, labels, given, ignore_index, nothing, factor, some, logits, 0, n)
             if parts.size:
                 thin_outer(g, a, n, n_in, n_out, to, begun, shift(a, n * n_in) if i + n < last else a)
                 add_rows(g, n, n_out, one, to_bias, begun)

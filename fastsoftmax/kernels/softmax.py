@@ -179,7 +179,7 @@ def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: in
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
         load_tiles(like, n, start, last, count, tiles, maxima)
-        tiles_exp(like, n, start, count, tiles, maxima, scratch, 0, pointer(log_probs, 0), sums)
+        tiles_exp(like, n, n, start, count, tiles, maxima, scratch, 0, pointer(log_probs, 0), sums)
         for b in range(count):
             d, e = kept_sums(sums, b)
             low, high = log1p_pair(tiles, d[0], d[1])[0], log1p_pair(tiles, e[0], e[1])[0]
@@ -229,7 +229,7 @@ def narrow_logsumexp(logits: Any, lse: Any, n: int, first: int, last: int) -> No
     for start in range(first, last, most * step):
         count = (min(last - start, most * step) + step - 1) // step
         load_tiles(like, n, start, last, count, tiles, maxima)
-        tiles_exp(like, n, start, count, tiles, maxima, tiles, size, shift(like, most * step * n), sums)
+        tiles_exp(like, n, n, start, count, tiles, maxima, tiles, size, shift(like, most * step * n), sums)
         for b in range(count):
             i, m = start + b * step, load(maxima, b * step)
             d, e = kept_sums(sums, b)
