@@ -76,7 +76,7 @@ def _run(via: Caller, kernel: Any, arguments: tuple[Any, ...], n: int, work: int
 
 
 def _share(n: int, work: int, grain: int, threads: int) -> int:
-    """Of each of many threads, so that it takes twice as long as what one thread is enough for."""
+    """How many rows each of many threads takes: what is twice enough for one thread, or more."""
     size = -(-n // max(1, min(threads, work // (2 * SMALL), n // grain)))
     return size + -size % GRAIN
 

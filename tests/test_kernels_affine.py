@@ -10,6 +10,7 @@ from tolerance import PRODUCT
 
 import fastsoftmax as fs
 from fastsoftmax import _affine
+from fastsoftmax._program import Program
 from fastsoftmax.kernels import kernel
 
 GUARD = 77.0
@@ -160,6 +161,21 @@ def test_bits_do_not_depend_on_threads(shape, dtype, rng):
         with fs.num_threads(n):
             for a, b in zip(alone, everything(), strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "chunks"),
+    [((20, 100, 50), 64, 1), ((200, 3072, 50), 1, 1), ((200, 3072, 50), 2, 2), ((200, 3072, 50), 4, 4),
+     ((200, 3072, 50), 64, 7), ((30000, 784, 12), 2, 32), ((30000, 784, 12), 64, 63)],
+)  # fmt: skip
+def test_a_product_is_shared_between_many_threads(shape, threads, chunks, dtype, rng):
+    if _affine._blas():
+        pytest.skip("BLAS multiplies here")
+    x, weight, _, out = make(shape, dtype, rng)
+    with fs.num_threads(threads):
+        program = Program()
+    _affine.affine(x, weight, None, out, via=program)
+    assert [call.n_chunks for call in program.calls] == [chunks]
 
 
 @pytest.mark.parametrize("offset", [0, 1])

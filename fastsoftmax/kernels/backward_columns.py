@@ -41,8 +41,8 @@ _STRIPS, _AHEAD = 8, 8
 # From so many vectors of all arrays on, 32 MiB, results go past the caches. Memory is then read by rows of so many columns;
 # their sums, 256 bytes a column, need not stay in the second cache (4096 x 4096, float64, one thread, 512, 1024, 4096 columns:
 # 24.3, 23.3, 19.0 ms, strips as within the caches 33.1; 32000 x 256: 8.9 ms, so 14.5). Within the caches by rows of fewer
-# columns, and only where so many vectors of classes lie whole pages apart (1000 x 1024, one thread: float32 420 -> 270 us,
-# float64 850 -> 750; Emerald Rapids 1.41 -> 0.85 ms, 2.9 -> 1.75; elsewhere up to 50 % slower).
+# columns, and only where so many vectors of classes lie whole pages apart (1000 x 1024, one thread: float32 340 -> 250 us,
+# float64 810 -> 710; Emerald Rapids 1.41 -> 0.85 ms, 2.9 -> 1.75; elsewhere up to 50 % slower).
 _PAST, _COLUMNS, _FEW_COLUMNS, _MANY = 1 << 19, 4096, 1024, 24
 # So many rows of two arrays whole pages apart compete for the 8 to 12 places that the first cache has for a line: they are read
 # in runs of so many strips (float64, one thread, 50 x 8192: 350 -> 160 us, 20 x 4096: 48 -> 34; other distances 20 to 30 %
