@@ -23,6 +23,7 @@ Array = NDArray[Any]
 SMALL, SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 _RUN, _LONG_RUN = 4, 16  # strips down columns, see `strips_together`
+FEW_STRIPS = 64  # of a small array, for softmax and its like: one thread (100 x 128, float64: 8.0 us, shared 10.7)
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
 # (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
 from ._rows import (
+    FEW_STRIPS,
     SHORT,
     SMALL,
     fill_from_rows,
@@ -103,7 +104,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
         return None
     result = empty(shape, dtype) if out is None else out
     try:
-        if logits.nbytes <= SHORT or (how and size <= SMALL and strips_together(n_rows) == n_rows):
+        if logits.nbytes <= SHORT or (how and size <= SMALL and n_rows < FEW_STRIPS):
             kernel(logits, result, n_classes, how, 0, n_rows, 0)
         else:
             if how:
