@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ._jit import inline
-from ._math import from_doubles, log1p_pair, scaled
-from ._narrow import NARROW32, tile_exp, tile_exp_reciprocal
+from ._math import from_doubles, log1p_pair
+from ._narrow import tile_exp, tile_exp_reciprocal
 from ._simd import (
     constant,
     lanes,
@@ -44,18 +44,21 @@ def columns_ahead(like: Any, size: int) -> int:
 
 @inline
 def in_tiles(
-    one: Any, four: Any, z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any
+    factors: Any, value: Any, z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any
 ) -> None:  # fmt: skip
-    """`width` columns, by `one` strip or `four`. `tiles` has room for 4 n + 8 vectors, for log_softmax 5 n + 8."""
+    """value(what a tile has, x, y) of `width` columns, x and y a strip's `factors`: by one strip at a time, or four.
+
+    `tiles` has room for 5 n + 8 vectors.
+    """
     step, together, c = lanes(z), four_strips(z, n, inner, ahead), 0
     while together and c + 4 * step <= width:
-        four(shift(z, c), shift(out, c), n, inner, ahead, tiles)
+        in_four_tiles(factors, value, shift(z, c), shift(out, c), n, inner, ahead, tiles)
         c += 4 * step
     while c + step <= width:
-        one(shift(z, c), shift(out, c), n, inner, step, ahead, tiles)
+        in_one_tile(factors, value, shift(z, c), shift(out, c), n, inner, step, ahead, tiles)
         c += step
     if c < width:
-        one(shift(z, c), shift(out, c), n, inner, width - c, ahead, tiles)
+        in_one_tile(factors, value, shift(z, c), shift(out, c), n, inner, width - c, ahead, tiles)
 
 
 @inline
@@ -83,23 +86,14 @@ def load_strip(z: Any, n: int, inner: int, columns: int, ahead: int, tile: Any) 
 
 
 @inline
-def strip_softmax(z: Any, out: Any, n: int, inner: int, columns: int, ahead: int, tile: Any) -> None:
-    q = tile_exp_reciprocal(tile, n, load_strip(z, n, inner, columns, ahead, tile), tile, tile)
+def in_one_tile(
+    factors: Any, value: Any, z: Any, out: Any, n: int, inner: int, columns: int, ahead: int, tile: Any
+) -> None:  # fmt: skip
+    x, y = factors(tile, n, load_strip(z, n, inner, columns, ahead, tile), shift(tile, n * lanes(z)))
     for j in range(n):
         if ahead:
             prefetch_to_write(out, j * inner + ahead)
-        put_first(out, j * inner, scaled(load(tile, j * lanes(z)), q[0], q[1]), columns)
-
-
-@inline
-def strip_log_softmax(z: Any, out: Any, n: int, inner: int, columns: int, ahead: int, tile: Any) -> None:
-    step, m = lanes(z), load_strip(z, n, inner, columns, ahead, tile)
-    d, e = tile_exp(tile, n, m, shift(tile, NARROW32 * step), tile, tile)
-    log = from_doubles(m, log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0])
-    for j in range(n):
-        if ahead:
-            prefetch_to_write(out, j * inner + ahead)
-        put_first(out, j * inner, (load(tile, j * step) - m) - log, columns)
+        put_first(out, j * inner, value(load(tile, j * lanes(z)), x, y), columns)
 
 
 @inline
@@ -144,30 +138,30 @@ def write_tiles(out: Any, n: int, inner: int, ahead: int, value: Any, tiles: Any
 
 
 @inline
-def four_strips_softmax(z: Any, out: Any, n: int, inner: int, ahead: int, tiles: Any) -> None:
+def in_four_tiles(factors: Any, value: Any, z: Any, out: Any, n: int, inner: int, ahead: int, tiles: Any) -> None:
     step = lanes(z)
     x, y = shift(tiles, 4 * n * step), shift(tiles, 4 * (n + 1) * step)
     load_strips(z, n, inner, ahead, tiles, x)
     for k in range(0, 4 * step, step):
-        tile = shift(tiles, k * n)
-        q = tile_exp_reciprocal(tile, n, load(x, k), tile, tile)
-        store(x, k, q[0])
-        store(y, k, q[1])
-    write_tiles(out, n, inner, ahead, scaled, tiles, x, y)
+        a, b = factors(shift(tiles, k * n), n, load(x, k), shift(tiles, 4 * (n + 2) * step))
+        store(x, k, a)
+        store(y, k, b)
+    write_tiles(out, n, inner, ahead, value, tiles, x, y)
 
 
 @inline
-def four_strips_log_softmax(z: Any, out: Any, n: int, inner: int, ahead: int, tiles: Any) -> None:
-    step = lanes(z)
-    x, y = shift(tiles, 4 * n * step), shift(tiles, 4 * (n + 1) * step)
-    load_strips(z, n, inner, ahead, tiles, x)
-    for k in range(0, 4 * step, step):
-        tile, m = shift(tiles, k * n), load(x, k)
-        d, e = tile_exp(tile, n, m, shift(tiles, 4 * (n + 2) * step), tile, tile)
-        store(y, k, from_doubles(m, log1p_pair(z, d[0], d[1])[0], log1p_pair(z, e[0], e[1])[0]))
-    write_tiles(out, n, inner, ahead, _subtracted, tiles, x, y)
+def softmax_factors(tile: Any, n: int, m: Any, room: Any) -> Any:
+    """For `scaled`; exponentials replace the logits."""
+    return tile_exp_reciprocal(tile, n, m, tile, tile)
 
 
 @inline
-def _subtracted(z: Any, m: Any, log: Any) -> Any:
+def log_softmax_factors(tile: Any, n: int, m: Any, room: Any) -> Any:
+    """For `subtracted`."""
+    d, e = tile_exp(tile, n, m, room, tile, tile)
+    return m, from_doubles(m, log1p_pair(tile, d[0], d[1])[0], log1p_pair(tile, e[0], e[1])[0])
+
+
+@inline
+def subtracted(z: Any, m: Any, log: Any) -> Any:
     return (z - m) - log

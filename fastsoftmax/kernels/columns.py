@@ -15,12 +15,11 @@ import numpy as np
 
 from ._column_tiles import (
     columns_ahead,
-    four_strips_log_softmax,
-    four_strips_softmax,
     in_tiles,
+    log_softmax_factors,
     put_first,
-    strip_log_softmax,
-    strip_softmax,
+    softmax_factors,
+    subtracted,
 )  # fmt: skip
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
 from ._math import (
@@ -236,7 +235,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch = np.empty((max(4 * NARROW32 + 8, (2 * step + 6) * most) + 1) * step, logits.dtype)
+    scratch = np.empty((max(5 * NARROW32 + 8, (2 * step + 6) * most) + 1) * step, logits.dtype)
     doubles = np.empty(0, np.float64)
     tile = aligned(scratch)
     if not across(tile, n):
@@ -255,7 +254,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
         z, out = pointer(logits, where), pointer(probs, where)
         k += count
         if across(tile, n):
-            in_tiles(strip_softmax, four_strips_softmax, z, out, n, inner, width, ahead, tile)
+            in_tiles(softmax_factors, scaled, z, out, n, inner, width, ahead, tile)
         else:
             columns_max(z, n, inner, width, maxima)
             columns_exp(z, n, inner, width, run, maxima, bases, out, not again, False, hi, lo, low)
@@ -297,7 +296,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
         z, out = pointer(logits, where), pointer(log_probs, where)
         k += count
         if across(tile, n):
-            in_tiles(strip_log_softmax, four_strips_log_softmax, z, out, n, inner, width, ahead, tile)
+            in_tiles(log_softmax_factors, subtracted, z, out, n, inner, width, ahead, tile)
         else:
             columns_max(z, n, inner, width, maxima)
             columns_exp(z, n, inner, width, run, maxima, bases, out, False, True, hi, lo, low)
