@@ -183,7 +183,7 @@ def exp_below_ended(begun: Any) -> Any:
 # exact, the ones stay in `hi`, whatever is small falls into `lo`, and at the end the ones are taken off again. From 1 on the
 # spacing of `hi` would change as the maximum is added, and the two parts cancel where d is as small as that (worst of 240,000
 # rows of float64: 4.05 ulps, 2.65 so). 4 adds a vector; widening every vector to doubles took 5.4 cycles of 13. `lo` itself is
-# moved to doubles every few vectors of a wide row; for narrow ones see `tile_exp`.
+# moved to doubles every few vectors of a wide row; for narrow ones see `tile_exact`.
 @inline
 def lane_start(like: Any) -> Any:
     """(hi, lo) of an empty lane sum."""

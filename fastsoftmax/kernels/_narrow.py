@@ -26,7 +26,6 @@ from ._math import (
     low_start,
     low_sums,
     origin,
-    reciprocal,
     scaled,
 )  # fmt: skip
 from ._simd import (
@@ -122,20 +121,19 @@ def tile_scaled(source: Any, j: int) -> Any:
 
 
 @inline
-def tile_exp(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
-    """The lanes' d, see `lane_sums`, with all its digits; the exponentials go to `e`, which may be the tile itself.
+def tile_exact(e: Any, n: int, hi: Any, lo: Any) -> Any:
+    """The lanes' d, see `lane_sums`, with all its digits, for the exponentials at e and what `tile_sums` made of them.
 
     Where one class outweighs the others by far, the roundings of their sum `lo` would count in d: of such rows it is taken once
     more, in doubles and without the largest (all rows in doubles: 8192 x 10, float32, loss-gradient 92 us, 85 so).
     """
-    hi, lo = tile_sums(tile, n, m, e, ahead, out)
     a, b = lane_sums(hi, low_add(low_start(), lo))
-    least = splat(np.float64(n * n) * (_CONFIDENT32 if lanes(tile) == 16 else _CONFIDENT64))
+    least = splat(np.float64(n * n) * (_CONFIDENT32 if lanes(e) == 16 else _CONFIDENT64))
     small_a, small_b = a[0] < least, b[0] < least
     if any_lane(small_a) or any_lane(small_b):
-        low, top, zero = low_start(), constant(tile, TOP32, TOP64), constant(tile, 0.0, 0.0)
+        low, top, zero = low_start(), constant(e, TOP32, TOP64), constant(e, 0.0, 0.0)
         for j in range(n):
-            value = load(e, j * lanes(tile))
+            value = load(e, j * lanes(e))
             low = low_add(low, select(value < top, value, zero))
         c, d = low_sums(lo, low)
         a = select(small_a, c[0], a[0]), select(small_a, c[1], a[1])
@@ -147,7 +145,7 @@ def tile_exp(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
 def tiles_exp(
     z: Any, n: int, by: int, i: int, count: int, tiles: Any, maxima: Any, e: Any, apart: int, out: Any, sums: Any
 ) -> None:  # fmt: skip
-    """`tile_exp` of `count` tiles from row i on, the exponentials `apart` from each other, and each d kept for `kept_sums`.
+    """The exponentials of `count` tiles from row i on, `apart` from each other, and each d, see `tile_exact`, for `kept_sums`.
 
     Rows of z and out, of which it asks for the next, lie `by` apart.
 
@@ -156,9 +154,9 @@ def tiles_exp(
     """
     step, size, most = lanes(tiles), tile_size(tiles, n), tiles_together(n)
     for b in range(count):
-        k, tile = i + b * step, shift(tiles, b * size)
-        ahead = shift(z, (k + most * step) * by)
-        low, high = tile_exp(tile, n, load(maxima, b * step), shift(e, b * apart), ahead, shift(out, k * by))
+        k, tile, to = i + b * step, shift(tiles, b * size), shift(e, b * apart)
+        hi, lo = tile_sums(tile, n, load(maxima, b * step), to, shift(z, (k + most * step) * by), shift(out, k * by), step)
+        low, high = tile_exact(to, n, hi, lo)
         store(sums, 32 * b, low[0])
         store(sums, 32 * b + 8, low[1])
         store(sums, 32 * b + 16, high[0])
@@ -167,28 +165,23 @@ def tiles_exp(
 
 @inline
 def kept_sums(sums: Any, b: int) -> Any:
-    """Tile b's d, the halves as from `tile_exp`."""
+    """Tile b's d, the halves as from `tile_exact`."""
     return (load(sums, 32 * b), load(sums, 32 * b + 8)), (load(sums, 32 * b + 16), load(sums, 32 * b + 24))
 
 
 @inline
-def tile_exp_reciprocal(tile: Any, n: int, m: Any, ahead: Any, out: Any) -> Any:
-    """The exponentials replace the logits; what to multiply them with for softmax, see `reciprocal`."""
-    return reciprocal(*tile_sums(tile, n, m, tile, ahead, out))
+def tile_sums(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any, by: int) -> Any:
+    """The exponentials, which go to `e`, it may be the tile itself, and the lanes' sums, see `lane_start`.
 
-
-@inline
-def tile_sums(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any) -> Any:
-    """The exponentials and the lanes' sums, see `lane_start`.
-
-    Asks for what comes next while it computes, a line for each class: the logits at `ahead`, the results' place at `out`.
+    Asks for what comes next while it computes, a line for each class, `by` apart: the logits at `ahead`, the results' place at
+    `out`.
     """
     step, base = lanes(tile), origin(m)
     hi, lo = lane_start(tile)
     j = 0
     for k in range(n):
-        prefetch(ahead, k * step)
-        prefetch_to_write(out, k * step)
+        prefetch(ahead, k * by)
+        prefetch_to_write(out, k * by)
     if n >= 4:
         begun = four_begun(tile, 0, base)
         while j + 8 <= n:

@@ -1,8 +1,10 @@
 """Rows across lanes: matrices transposed on their way into registers, and back.
 
-On the way in, a piece of 128 bits of each row at a time: loads put the pieces of four rows side by side in a vector, and only
-the elements within pieces are left to be shuffled, half the shuffles of a square of vectors (8192 x 10, float64: 102 -> 94 us).
-On the way back whole vectors are written: four times as many stores of pieces take longer than the shuffles (float32: 3 us).
+On the way in, half a vector of each row at a time, where there are so many columns, or a quarter: loads put the pieces of two
+or four rows side by side in a vector, and little is left to be shuffled (8192 x 10, float64: squares of whole vectors 102 us,
+quarters 94; float32, Zen 5, quarters 56 cycles a tile of some 200, halves 33).
+On the way back in whole vectors as far as there are columns for more than half of one: more stores of pieces take longer than
+the shuffles (float32, 8192 x 10: 3 us).
 What is done with the columns is done on the way, while they are in registers: a pass over the tile just before or after waits
 for its stores (softmax, Zen 5: 27.5 -> 25.2 us, float64 57 -> 51).
 """
@@ -61,9 +63,39 @@ def _turn_pieces(builder: Any, vectors: list[Any]) -> list[Any]:
     return vectors
 
 
+def _rows_at(builder: Any, p: Any, stride: Any, count: int) -> list[Any]:
+    """Where `count` rows begin.
+
+    Four are reckoned from one address, of which LLVM is not told that it comes from p: it would keep ready the distances of
+    all rows, for which there are too few registers (the way back, 8 to 15 cycles a tile).
+    """
+    rows = []
+    for r in range(0, count, 4):
+        if r:
+            p = builder.gep(p, [builder.shl(stride, ir.Constant(_I64, 2))])
+            p = builder.asm(ir.FunctionType(p.type, [p.type]), "", "=r,0", [p], False)
+        rows += [builder.gep(p, [builder.mul(stride, ir.Constant(_I64, k))]) for k in range(4)]
+    return rows
+
+
+def _load(builder: Any, p: Any, vector: Vector) -> Any:
+    return builder.load(builder.bitcast(p, vector.llvm.as_pointer()), align=_align(vector))
+
+
+def _pieces(builder: Any, a: Any, b: Any, odd: int) -> Any:
+    """The first and third 128-bit pieces of both, or the second and fourth."""
+    n = a.type.count
+    group = n // 4
+    order = []
+    for source in (0, n):
+        for piece in (odd, odd + 2):
+            order += list(range(source + piece * group, source + (piece + 1) * group))
+    return _shuffle(builder, a, b, order)
+
+
 @intrinsic
-def _load_piece_columns(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any, tile: Any, most: Any) -> Any:
-    """`load_transposed` of as many columns as fit into 128 bits of a vector, of which n_columns are there."""
+def _load_quarter(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any, tile: Any, most: Any) -> Any:
+    """`load_transposed` of as many columns as fit into a quarter of a vector, of which n_columns are there."""
     vector, i64 = vector_of(tile.dtype), types.int64
     group = vector.lanes // 4
     piece = Vector(p.dtype, group)
@@ -72,9 +104,8 @@ def _load_piece_columns(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_colu
         source, stride_, rows_, columns_, target, most_ = args
         result = cgutils.alloca_once_value(builder, most_)
 
-        def columns(row: Any, load: Any, there: Any) -> None:
-            starts = [builder.mul(row(ir.Constant(_I64, r)), stride_) for r in range(vector.lanes)]
-            rows, vectors = [load(_address(builder, source, start, piece)) for start in starts], []
+        def columns(starts: list[Any], load: Any, there: Any) -> None:
+            rows, vectors = [load(start) for start in starts], []
             for g in range(group):
                 a, b, c, d = rows[g::group]
                 halves = [_shuffle(builder, x, y, [*range(2 * group)]) for x, y in ((a, b), (c, d))]
@@ -86,17 +117,24 @@ def _load_piece_columns(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_colu
                 value = there(c, _larger(builder, column, value), value)
             builder.store(value, result)
 
+        def masked(start: Any) -> Any:
+            mask, zero = _first(builder, columns_, group), ir.Constant(piece.llvm, None)
+            return _masked_load(builder, builder.bitcast(start, piece.llvm.as_pointer()), piece, mask, zero)
+
         all_rows = builder.icmp_signed(">=", rows_, ir.Constant(_I64, vector.lanes))
         all_columns = builder.icmp_signed(">=", columns_, ir.Constant(_I64, group))
         with builder.if_else(builder.and_(all_rows, all_columns)) as (whole, part):
             with whole:
-                columns(lambda r: r, lambda address: builder.load(address, align=_align(piece)), lambda c, new, old: new)
+                starts = _rows_at(builder, source, stride_, vector.lanes)
+                columns(starts, lambda start: _load(builder, start, piece), lambda c, new, old: new)
             with part:
-                last = builder.sub(rows_, ir.Constant(_I64, 1))
-                mask, zero = _first(builder, columns_, group), ir.Constant(piece.llvm, None)
+                last, starts = builder.sub(rows_, ir.Constant(_I64, 1)), []
+                for r in (ir.Constant(_I64, k) for k in range(vector.lanes)):
+                    row = builder.select(builder.icmp_signed("<", r, last), r, last)
+                    starts.append(builder.gep(source, [builder.mul(row, stride_)]))
                 columns(
-                    lambda r: builder.select(builder.icmp_signed("<", r, last), r, last),
-                    lambda address: _masked_load(builder, address, piece, mask, zero),
+                    starts,
+                    masked,
                     lambda c, new, old: builder.select(builder.icmp_signed("<", ir.Constant(_I64, c), columns_), new, old),
                 )
         return builder.load(result)
@@ -104,127 +142,140 @@ def _load_piece_columns(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_colu
     return most(p, i64, i64, i64, tile, most), codegen
 
 
+@intrinsic
+def _load_half(typingctx: Any, p: Any, stride: Any, tile: Any, most: Any) -> Any:
+    """The same of as many columns as fit into half a vector, all there, as all rows are."""
+    vector, i64 = vector_of(tile.dtype), types.int64
+    group = vector.lanes // 4
+    half = Vector(p.dtype, 2 * group)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, stride_, target, value = args
+        rows = [_load(builder, at, half) for at in _rows_at(builder, source, stride_, vector.lanes)]
+        parts = []
+        for first in (0, 2 * group):
+            vectors = [_shuffle(builder, rows[r], rows[r + group], [*range(4 * group)]) for r in range(first, first + group)]
+            if p.dtype != tile.dtype:
+                vectors = [builder.fpext(x, vector.llvm) for x in vectors]
+            parts.append(_turn_pieces(builder, vectors))
+        columns = [_pieces(builder, a, b, odd) for odd in (0, 1) for a, b in zip(*parts)]
+        most_ = [value, value]
+        for c, column in enumerate(columns):
+            builder.store(column, _address(builder, target, ir.Constant(_I64, c * vector.lanes), vector), align=64)
+            most_[c % 2] = _larger(builder, column, most_[c % 2])
+        return _larger(builder, *most_)
+
+    return most(p, i64, tile, most), codegen
+
+
 @inline
 def load_transposed(p: Any, stride: Any, n_rows: Any, n_columns: Any, tile: Any) -> Any:
     """Column c of n_rows rows of n_columns values at p, `stride` apart, becomes the vector at tile[c * lanes].
 
-    Returns the maximum in each lane, NaN passed over. Lanes beyond n_rows repeat the last row; a whole piece of columns is
-    always written. Floats may become doubles. The last piece overlaps the one before.
+    Returns the maximum in each lane, NaN passed over. Lanes beyond n_rows repeat the last row; a whole quarter of a vector of
+    columns is always written. Floats may become doubles. The last piece overlaps the one before.
     """
     step, most = lanes(tile), constant(tile, -np.inf, -np.inf)
-    group = step // 4
-    for c in range(0, n_columns, group):
-        k = max(0, min(c, n_columns - group))
-        most = _load_piece_columns(shift(p, k), stride, n_rows, min(group, n_columns), shift(tile, k * step), most)
+    half, quarter = step // 2, step // 4
+    if n_rows >= step and n_columns >= half:
+        for c in range(0, n_columns, half):
+            k = min(c, n_columns - half)
+            most = _load_half(shift(p, k), stride, shift(tile, k * step), most)
+    else:
+        for c in range(0, n_columns, quarter):
+            k = max(0, min(c, n_columns - quarter))
+            most = _load_quarter(shift(p, k), stride, n_rows, min(quarter, n_columns), shift(tile, k * step), most)
     return most
 
 
-def _square(builder: Any, columns: list[Any]) -> list[Any]:
-    """The rows of a square of vectors."""
-    n = len(columns)
+def _rows_of(builder: Any, columns: list[Any]) -> list[Any]:
+    """The rows of a matrix of a quarter as many columns as a vector has lanes, of half as many, or of as many."""
+    n = columns[0].type.count
     group = n // 4
-
-    def pieces(a: Any, b: Any, odd: int) -> Any:
-        order = []
-        for source in (0, n):
-            for piece in (odd, odd + 2):
-                order += list(range(source + piece * group, source + (piece + 1) * group))
-        return _shuffle(builder, a, b, order)
-
-    parts = [_turn_pieces(builder, columns[i : i + group]) for i in range(0, n, group)]
-    even, odd = ([[pieces(a, b, which) for a, b in zip(*two)] for two in (parts[:2], parts[2:])] for which in (0, 1))
-    return [pieces(a, b, which) for which in (0, 1) for half in (even, odd) for a, b in zip(*half)]
+    parts = [_turn_pieces(builder, columns[i : i + group]) for i in range(0, len(columns), group)]
+    if len(parts) == 4:
+        twos = parts[:2], parts[2:]
+        even, odd = ([[_pieces(builder, a, b, which) for a, b in zip(*two)] for two in twos] for which in (0, 1))
+        return [_pieces(builder, a, b, which) for which in (0, 1) for half in (even, odd) for a, b in zip(*half)]
+    rows = []
+    for piece in range(0, n, group):
+        for s in range(group):
+            order = [source * n + piece + k for source in range(len(parts)) for k in range(group)]
+            rows.append(_shuffle(builder, parts[0][s], parts[-1][s], order))
+    return rows
 
 
 @inline
 def store_transposed(value: Any, source: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any) -> None:
     """The way back: writes n_columns values of each of n_rows rows at p, of which column c is the vector value(source, c).
 
-    source[0] has as many lanes. A square at a time; the last one overlaps the one before, so that no square is a part.
-    A few columns at the end are written in pieces (8192 x 10, float64, Zen 5: 214 -> 198 cycles a tile).
+    source[0] has as many lanes. A square at a time, and what is left over in half of one or a quarter (softmax, float32, Zen 5,
+    cycles a tile, of 8 classes in a square 175, so 125, of 4 137 and 99); the last one overlaps the one before, so that none is
+    a part.
     """
     step = lanes(source[0])
-    group, rest = step // 4, n_columns % step
-    few = n_columns > step and 0 < rest <= group
-    in_squares = n_columns - rest if few else n_columns
+    half, quarter, rest = step // 2, step // 4, n_columns % step
+    in_squares = n_columns if rest > half else n_columns - rest
     for c in range(0, in_squares, step):
         k = max(0, min(c, in_squares - step))
         _store_square(value, source, k, shift(p, k), stride, n_rows, min(step, n_columns))
-    if few:
-        _store_piece_columns(value, source, n_columns - group, shift(p, n_columns - group), stride, n_rows)
+    if in_squares < n_columns:
+        if rest > quarter:
+            k = max(0, n_columns - half)
+            _store_half(value, source, k, shift(p, k), stride, n_rows, min(half, n_columns))
+        else:
+            k = max(0, n_columns - quarter)
+            _store_quarter(value, source, k, shift(p, k), stride, n_rows, min(quarter, n_columns))
 
 
-@intrinsic
-def _store_piece_columns(typingctx: Any, value: Any, source: Any, first: Any, p: Any, stride: Any, n_rows: Any) -> Any:
-    """As many columns as fit into 128 bits of a vector, from `first` on."""
-    column, i64 = value.get_call_type(typingctx, (source, types.int64), {}), types.int64
-    vector = column.return_type
-    group = vector.lanes // 4
-    there = Vector(p.dtype, group)
+def _storing(quarters: int) -> Any:
+    """Writes columns from `first` on, as many as fill so many quarters of a vector."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, source_, first_, target, stride_, rows_ = args
-        compute = context.get_function(value, column)
-        columns = [compute(builder, (source_, builder.add(first_, ir.Constant(_I64, c)))) for c in range(group)]
-        turned = _turn_pieces(builder, columns)
+    def store(
+        typingctx: Any, value: Any, source: Any, first: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any
+    ) -> Any:  # fmt: skip
+        """n_columns of them are there; values in order, the rows in order.
 
-        def store(r: int) -> None:
-            row = _shuffle(builder, turned[r % group], turned[r % group], [r // group * group + c for c in range(group)])
-            row = row if p.dtype is vector.dtype else builder.fptrunc(row, there.llvm)
-            address = _address(builder, target, builder.mul(ir.Constant(_I64, r), stride_), there)
-            builder.store(row, address, align=_align(there))
+        The last column stands for those that are not: what lies there may be subnormal, and slow.
+        """
+        column = value.get_call_type(typingctx, (source, types.int64), {})
+        vector = column.return_type
+        width = vector.lanes // 4 * quarters
+        there = Vector(p.dtype, width)
 
-        whole = builder.icmp_signed(">=", rows_, ir.Constant(_I64, vector.lanes))
-        with builder.if_else(whole) as (all_rows, some):
-            with all_rows:
-                for r in range(vector.lanes):
-                    store(r)
-            with some:
-                for r in range(vector.lanes):
-                    with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
-                        store(r)
-        return context.get_dummy_value()
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            _, source_, first_, target, stride_, rows_, columns_ = args
+            compute = context.get_function(value, column)
+            last = builder.sub(columns_, ir.Constant(_I64, 1))
+            columns = []
+            for k in range(width):
+                c = ir.Constant(_I64, k)
+                if k > width // 2 or quarters == 1:  # so many are always there, see `store_transposed`
+                    c = builder.select(builder.icmp_signed("<", c, last), c, last)
+                columns.append(compute(builder, (source_, builder.add(first_, c))))
+            width_, mask = ir.Constant(_I64, width), _first(builder, columns_, width)
+            # A masked store that misses the cache waits for its line: 500000 x 10 took 11.7 ms with 16 of them a tile, 6.3 ms
+            # without. Where rows lie one after the other a whole vector may spill into the next row, which is written after it.
+            end = builder.mul(rows_, stride_)
+            spill = builder.select(builder.icmp_signed("==", columns_, stride_), end, ir.Constant(_I64, 0))
+            whole = builder.add(builder.sub(end, stride_), width_)
+            limit = builder.select(builder.icmp_signed("==", columns_, width_), whole, spill)
+            for r, (at, row) in enumerate(zip(_rows_at(builder, target, stride_, vector.lanes), _rows_of(builder, columns))):
+                row = row if p.dtype is vector.dtype else builder.fptrunc(row, there.llvm)
+                address = builder.bitcast(at, there.llvm.as_pointer())
+                start = builder.mul(ir.Constant(_I64, r), stride_)
+                fits = builder.icmp_signed("<=", builder.add(start, width_), limit)
+                with builder.if_else(fits) as (unmasked, masked):
+                    with unmasked:
+                        builder.store(row, address, align=_align(there))
+                    with masked, builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
+                        _masked_store(builder, address, row, there, mask)
+            return context.get_dummy_value()
 
-    return types.void(value, source, i64, p, i64, i64), codegen
+        i64 = types.int64
+        return types.void(value, source, i64, p, i64, i64, i64), codegen
+
+    return intrinsic(store)
 
 
-@intrinsic
-def _store_square(
-    typingctx: Any, value: Any, source: Any, first: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any
-) -> Any:  # fmt: skip
-    """A square of vectors from column `first` on, of which n_columns are there; values in order, the rows in order.
-
-    The last column stands for those that are not: what lies there may be subnormal, and slow.
-    """
-    column = value.get_call_type(typingctx, (source, types.int64), {})
-    vector = column.return_type
-    there = Vector(p.dtype, vector.lanes)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, source_, first_, target, stride_, rows_, columns_ = args
-        compute = context.get_function(value, column)
-        last = builder.sub(columns_, ir.Constant(_I64, 1))
-        numbers = [ir.Constant(_I64, c) for c in range(vector.lanes)]
-        numbers = [builder.add(first_, builder.select(builder.icmp_signed("<", c, last), c, last)) for c in numbers]
-        columns = [compute(builder, (source_, c)) for c in numbers]
-        lanes_, mask = ir.Constant(_I64, vector.lanes), _first(builder, columns_, vector.lanes)
-        # A masked store that misses the cache waits for its line: 500000 x 10 took 11.7 ms with 16 of them a tile, 6.3 ms
-        # without. Where rows lie one after the other a whole vector may spill into the next row, which is written after it.
-        end = builder.mul(rows_, stride_)
-        spill = builder.select(builder.icmp_signed("==", columns_, stride_), end, ir.Constant(_I64, 0))
-        whole = builder.add(builder.sub(end, stride_), lanes_)
-        limit = builder.select(builder.icmp_signed("==", columns_, lanes_), whole, spill)
-        for r, row in enumerate(_square(builder, columns)):
-            row = row if there == vector else builder.fptrunc(row, there.llvm)
-            start = builder.mul(ir.Constant(_I64, r), stride_)
-            address = _address(builder, target, start, there)
-            fits = builder.icmp_signed("<=", builder.add(start, lanes_), limit)
-            with builder.if_else(fits) as (unmasked, masked):
-                with unmasked:
-                    builder.store(row, address, align=_align(there))
-                with masked, builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
-                    _masked_store(builder, address, row, there, mask)
-        return context.get_dummy_value()
-
-    i64 = types.int64
-    return types.void(value, source, i64, p, i64, i64, i64), codegen
+_store_quarter, _store_half, _store_square = _storing(1), _storing(2), _storing(4)

@@ -118,7 +118,7 @@ def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> No
         for b in range(count):
             i, tile = start + b * step, shift(tiles, b * size)
             ahead, out = pointer(logits, (i + most * step) * n), pointer(probs, i * n)
-            q = tile_sums(tile, n, load(maxima, b * step), tile, ahead, out)
+            q = tile_sums(tile, n, load(maxima, b * step), tile, ahead, out, step)
             store(q_hi, b * step, q[0])
             store(q_lo, b * step, q[1])
         for b in range(count):
