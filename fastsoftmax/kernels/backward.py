@@ -154,17 +154,25 @@ def _gradient_at(row: Any, j: int, k: int) -> Any:
 def narrow_softmax_backward(grad_probs: Any, probs: Any, grad_logits: Any, n: int, first: int, last: int) -> None:
     like = pointer(probs, 0)
     step, size = lanes(like), tile_size(like, n)
-    p = tile_room(like)
-    g = shift(p, size)
+    tile = tile_room(like)
+    after = shift(tile, 2 * size)
+    load_both(grad_probs, probs, n, first, last, tile)
     for i in range(first, last, step):
-        rows = min(step, last - i)
-        load_tile(pointer(grad_probs, i * n), n, rows, g)
-        load_tile(pointer(probs, i * n), n, rows, p)
-        acc = (splat(0.0), splat(0.0))
+        g, p, acc = tile, shift(tile, size), (splat(0.0), splat(0.0))
         for j in range(n):
             acc = dot_add(acc, load(g, j * step), load(p, j * step))
+        if i + step < last:
+            load_both(grad_probs, probs, n, i + step, last, after)
         hi, lo = dot_lanes(load(p, 0), acc)
-        store_tile(pointer(grad_logits, i * n), n, rows, _tile_gradient, (p, g, hi, lo))
+        store_tile(pointer(grad_logits, i * n), n, min(step, last - i), _tile_gradient, (p, g, hi, lo))
+        tile, after = after, tile
+
+
+@inline
+def load_both(grad_probs: Any, probs: Any, n: int, i: int, last: int, tile: Any) -> None:
+    rows = min(lanes(tile), last - i)
+    load_tile(pointer(grad_probs, i * n), n, rows, tile)
+    load_tile(pointer(probs, i * n), n, rows, shift(tile, tile_size(tile, n)))
 
 
 @inline
