@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 
 from ._jit import inline
-from ._math import from_doubles, log1p_pair, reciprocal
-from ._narrow import tile_exact, tile_sums
 from ._simd import (
     constant,
     lanes,
@@ -50,23 +48,23 @@ def columns_ahead(like: Any, size: int) -> int:
 
 @inline
 def in_tiles(
-    factors: Any, value: Any, apart: bool, z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any
+    begun: Any, ended: Any, value: Any, z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any
 ) -> None:  # fmt: skip
-    """value(what a tile has, x, y) of `width` columns, x and y a strip's `factors`, which see its exponentials and their sums.
+    """value(what a tile has, x, y) of `width` columns, x and y what `ended` makes of what `begun` makes of a strip.
 
-    A tile has the exponentials, or the logits if those are to be kept `apart`. `tiles` has room for 6 n + 8 vectors.
+    `tiles` has room for 5 n + 8 vectors.
     """
     step, c = lanes(z), 0
     if four_strips(z, n, inner, ahead):
         while c + 4 * step <= width:
-            in_four_tiles(factors, value, apart, shift(z, c), shift(out, c), n, inner, ahead, tiles)
+            in_four_tiles(begun, ended, value, shift(z, c), shift(out, c), n, inner, ahead, tiles)
             c += 4 * step
     whole = (width - c) // step * step
     if whole:
-        in_turn(factors, value, apart, shift(z, c), shift(out, c), n, inner, whole, ahead, tiles)
+        strips_in_turn(begun, ended, value, shift(z, c), shift(out, c), n, inner, whole, ahead, tiles)
         c += whole
     if c < width:
-        in_one_tile(factors, value, apart, shift(z, c), shift(out, c), n, inner, width - c, tiles)
+        in_one_tile(begun, ended, value, shift(z, c), shift(out, c), n, inner, width - c, tiles)
 
 
 @inline
@@ -94,41 +92,36 @@ def load_strip(z: Any, n: int, inner: int, columns: int, ahead: int, tile: Any) 
 
 
 @inline
-def in_turn(
-    factors: Any, value: Any, apart: bool, z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any
+def strips_in_turn(
+    begun: Any, ended: Any, value: Any, z: Any, out: Any, n: int, inner: int, width: int, ahead: int, tiles: Any
 ) -> None:  # fmt: skip
-    """Three strips are under way: of one there are sums, the next is in its tile, the one after is being loaded.
-
-    In this order no step waits for the one before (one thread, 10 x 8192: 19.4 -> 14.9 us, log_softmax 26.2 -> 21.6, float64
-    46 -> 37, 63 -> 54).
-    """
+    """As `rows_in_turn` (one thread, one after the other and so: 10 x 8192 19.7 -> 16.0 us, log_softmax 26.4 -> 22.5, float64
+    47 -> 41, 65 -> 55)."""
     step, size = lanes(z), n * lanes(z)
-    before, tile, after, far = tiles, shift(tiles, size), shift(tiles, 2 * size), max(ahead, 2 * step)
-    e = 3 * size if apart else 0
+    before, tile, after, room = tiles, shift(tiles, size), shift(tiles, 2 * size), shift(tiles, 3 * size)
+    far = max(ahead, 2 * step)
     m = load_strip(z, n, inner, step, 0, before)
-    hi, lo = tile_sums(before, n, m, shift(before, e), shift(z, far), shift(out, far), inner)
+    sums = begun(before, n, m, room, shift(z, far), shift(out, far), inner)
     m_after = m
     if step < width:
         m_after = load_strip(shift(z, step), n, inner, step, 0, tile)
     for c in range(step, width, step):
-        x, y = factors(shift(before, e), n, m, hi, lo)
+        x, y = ended(m, sums)
         m = m_after
         if c + step < width:
             m_after = load_strip(shift(z, c + step), n, inner, step, 0, after)
-        hi, lo = tile_sums(tile, n, m, shift(tile, e), shift(z, c + far), shift(out, c + far), inner)
+        sums = begun(tile, n, m, room, shift(z, c + far), shift(out, c + far), inner)
         write_tile(shift(out, c - step), n, inner, step, value, before, x, y)
         before, tile, after = tile, after, before
-    x, y = factors(shift(before, e), n, m, hi, lo)
+    x, y = ended(m, sums)
     write_tile(shift(out, width - step), n, inner, step, value, before, x, y)
 
 
 @inline
-def in_one_tile(factors: Any, value: Any, apart: bool, z: Any, out: Any, n: int, inner: int, columns: int, tile: Any) -> None:
+def in_one_tile(begun: Any, ended: Any, value: Any, z: Any, out: Any, n: int, inner: int, columns: int, tile: Any) -> None:
     """The last columns."""
     m = load_strip(z, n, inner, columns, 0, tile)
-    e = shift(tile, n * lanes(z)) if apart else tile
-    hi, lo = tile_sums(tile, n, m, e, tile, tile, lanes(z))
-    x, y = factors(e, n, m, hi, lo)
+    x, y = ended(m, begun(tile, n, m, shift(tile, n * lanes(z)), tile, tile, lanes(z)))
     write_tile(out, n, inner, columns, value, tile, x, y)
 
 
@@ -180,35 +173,13 @@ def write_tiles(out: Any, n: int, inner: int, ahead: int, value: Any, tiles: Any
 
 
 @inline
-def in_four_tiles(
-    factors: Any, value: Any, apart: bool, z: Any, out: Any, n: int, inner: int, ahead: int, tiles: Any
-) -> None:  # fmt: skip
+def in_four_tiles(begun: Any, ended: Any, value: Any, z: Any, out: Any, n: int, inner: int, ahead: int, tiles: Any) -> None:
     step = lanes(z)
     x, y, room = shift(tiles, 4 * n * step), shift(tiles, 4 * (n + 1) * step), shift(tiles, 4 * (n + 2) * step)
     load_strips(z, n, inner, ahead, tiles, x)
     for k in range(0, 4 * step, step):
         tile, m = shift(tiles, k * n), load(x, k)
-        e = room if apart else tile
-        hi, lo = tile_sums(tile, n, m, e, tile, tile, step)
-        a, b = factors(e, n, m, hi, lo)
+        a, b = ended(m, begun(tile, n, m, room, tile, tile, step))
         store(x, k, a)
         store(y, k, b)
     write_tiles(out, n, inner, ahead, value, tiles, x, y)
-
-
-@inline
-def softmax_factors(e: Any, n: int, m: Any, hi: Any, lo: Any) -> Any:
-    """For `scaled`."""
-    return reciprocal(hi, lo)
-
-
-@inline
-def log_softmax_factors(e: Any, n: int, m: Any, hi: Any, lo: Any) -> Any:
-    """For `subtracted`."""
-    low, high = tile_exact(e, n, hi, lo)
-    return m, from_doubles(m, log1p_pair(m, low[0], low[1])[0], log1p_pair(m, high[0], high[1])[0])
-
-
-@inline
-def subtracted(z: Any, m: Any, log: Any) -> Any:
-    return (z - m) - log

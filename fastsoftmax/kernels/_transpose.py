@@ -209,6 +209,7 @@ def _rows_of(builder: Any, columns: list[Any]) -> list[Any]:
 def store_transposed(value: Any, source: Any, p: Any, stride: Any, n_rows: Any, n_columns: Any) -> None:
     """The way back: writes n_columns values of each of n_rows rows at p, of which column c is the vector value(source, c).
 
+    Rows that a vector has no lanes for are not written, but what is written may spill into them: they are written later.
     source[0] has as many lanes. A square at a time, and what is left over in half of one or a quarter (softmax, float32, Zen 5,
     cycles a tile, of 8 classes in a square 175, so 125, of 4 137 and 99); the last one overlaps the one before, so that none is
     a part.
@@ -256,20 +257,32 @@ def _storing(quarters: int) -> Any:
             width_, mask = ir.Constant(_I64, width), _first(builder, columns_, width)
             # A masked store that misses the cache waits for its line: 500000 x 10 took 11.7 ms with 16 of them a tile, 6.3 ms
             # without. Where rows lie one after the other a whole vector may spill into the next row, which is written after it.
+            # Only a last tile is looked at row by row: with a branch for each row, some processes took twice the time (few
+            # classes, 8192 x 3, float64: 23 or 51 us).
             end = builder.mul(rows_, stride_)
             spill = builder.select(builder.icmp_signed("==", columns_, stride_), end, ir.Constant(_I64, 0))
             whole = builder.add(builder.sub(end, stride_), width_)
             limit = builder.select(builder.icmp_signed("==", columns_, width_), whole, spill)
-            for r, (at, row) in enumerate(zip(_rows_at(builder, target, stride_, vector.lanes), _rows_of(builder, columns))):
-                row = row if p.dtype is vector.dtype else builder.fptrunc(row, there.llvm)
-                address = builder.bitcast(at, there.llvm.as_pointer())
+            starts = [builder.bitcast(at, there.llvm.as_pointer()) for at in _rows_at(builder, target, stride_, vector.lanes)]
+            rows = _rows_of(builder, columns)
+            if p.dtype is not vector.dtype:
+                rows = [builder.fptrunc(row, there.llvm) for row in rows]
+
+            def fits(r: int) -> Any:
                 start = builder.mul(ir.Constant(_I64, r), stride_)
-                fits = builder.icmp_signed("<=", builder.add(start, width_), limit)
-                with builder.if_else(fits) as (unmasked, masked):
-                    with unmasked:
-                        builder.store(row, address, align=_align(there))
-                    with masked, builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
-                        _masked_store(builder, address, row, there, mask)
+                return builder.icmp_signed("<=", builder.add(start, width_), limit)
+
+            with builder.if_else(fits(vector.lanes - 1)) as (all_rows, some):
+                with all_rows:
+                    for start, row in zip(starts, rows):
+                        builder.store(row, start, align=_align(there))
+                with some:
+                    for r, (start, row) in enumerate(zip(starts, rows)):
+                        with builder.if_else(fits(r)) as (unmasked, masked):
+                            with unmasked:
+                                builder.store(row, start, align=_align(there))
+                            with masked, builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
+                                _masked_store(builder, start, row, there, mask)
             return context.get_dummy_value()
 
         i64 = types.int64

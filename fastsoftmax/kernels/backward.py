@@ -164,7 +164,7 @@ def narrow_softmax_backward(grad_probs: Any, probs: Any, grad_logits: Any, n: in
         if i + step < last:
             load_both(grad_probs, probs, n, i + step, last, after)
         hi, lo = dot_lanes(load(p, 0), acc)
-        store_tile(pointer(grad_logits, i * n), n, min(step, last - i), _tile_gradient, (p, g, hi, lo))
+        store_tile(pointer(grad_logits, i * n), n, last - i, _tile_gradient, (p, g, hi, lo))
         tile, after = after, tile
 
 

@@ -13,14 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._column_tiles import (
-    columns_ahead,
-    in_tiles,
-    log_softmax_factors,
-    put_first,
-    softmax_factors,
-    subtracted,
-)  # fmt: skip
+from ._column_tiles import columns_ahead, in_tiles, put_first
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, by_type, inline, signature
 from ._math import (
     START32,
@@ -43,7 +36,16 @@ from ._math import (
     times_unit,
     two_sum,
 )  # fmt: skip
-from ._narrow import NARROW32, across, aligned
+from ._narrow import (
+    NARROW32,
+    across,
+    aligned,
+    log_softmax_begun,
+    log_softmax_ended,
+    softmax_begun,
+    softmax_ended,
+    subtracted,
+)  # fmt: skip
 from ._simd import (
     V32,
     constant,
@@ -235,7 +237,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch = np.empty((max(6 * NARROW32 + 8, (2 * step + 6) * most) + 1) * step, logits.dtype)
+    scratch = np.empty((max(5 * NARROW32 + 8, (2 * step + 6) * most) + 1) * step, logits.dtype)
     doubles = np.empty(0, np.float64)
     tile = aligned(scratch)
     if not across(tile, n):
@@ -254,7 +256,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
         z, out = pointer(logits, where), pointer(probs, where)
         k += count
         if across(tile, n):
-            in_tiles(softmax_factors, scaled, False, z, out, n, inner, width, ahead, tile)
+            in_tiles(softmax_begun, softmax_ended, scaled, z, out, n, inner, width, ahead, tile)
         else:
             columns_max(z, n, inner, width, maxima)
             columns_exp(z, n, inner, width, run, maxima, bases, out, not again, False, hi, lo, low)
@@ -280,7 +282,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch = np.empty((max(6 * NARROW32 + 8, (2 * step + 5) * most) + 1) * step, logits.dtype)
+    scratch = np.empty((max(5 * NARROW32 + 8, (2 * step + 5) * most) + 1) * step, logits.dtype)
     doubles = np.empty(0, np.float64)
     tile = aligned(scratch)
     if not across(tile, n):
@@ -296,7 +298,7 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
         z, out = pointer(logits, where), pointer(log_probs, where)
         k += count
         if across(tile, n):
-            in_tiles(log_softmax_factors, subtracted, True, z, out, n, inner, width, ahead, tile)
+            in_tiles(log_softmax_begun, log_softmax_ended, subtracted, z, out, n, inner, width, ahead, tile)
         else:
             columns_max(z, n, inner, width, maxima)
             columns_exp(z, n, inner, width, run, maxima, bases, out, False, True, hi, lo, low)

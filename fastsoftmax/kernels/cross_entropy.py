@@ -478,7 +478,7 @@ def narrow_gradient(
                         prefetch_to_write(gradient, j * inner + i + ahead)
                     put_first(gradient, j * inner + i, _tile_gradient(source, j), rows)
             else:
-                store_tile(shift(gradient, i * n), n, rows, _tile_gradient, source)
+                store_tile(shift(gradient, i * n), n, min(last - i, (count - b) * step), _tile_gradient, source)
     return total(acc)
 
 

@@ -19,19 +19,22 @@ from ._math import (
     pair_from_doubles,
     plus_one,
     ratio,
-    reciprocal,
     two_sum,
 )  # fmt: skip
 from ._narrow import (
     across,
     kept_sums,
     load_tiles,
-    store_tile,
+    log_softmax_begun,
+    log_softmax_ended,
+    rows_in_turn,
+    softmax_begun,
+    softmax_ended,
     sum_room,
     tile_room,
     tile_scaled,
     tile_size,
-    tile_sums,
+    tile_subtracted,
     tiles_exp,
     tiles_together,
 )  # fmt: skip
@@ -69,7 +72,7 @@ from ._wide import (
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
 def softmax(logits, probs, n, streaming, first, last):
     if across(pointer(logits, 0), n):
-        narrow_softmax(logits, probs, n, first, last)
+        rows_in_turn(softmax_begun, softmax_ended, tile_scaled, pointer(logits, 0), pointer(probs, 0), n, first, last)
         return
     if streaming:
         streaming_softmax(logits, probs, n, first, last)
@@ -105,36 +108,11 @@ def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) ->
     keep_alive(scratch)
 
 
-@inline
-def narrow_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> None:
-    like = pointer(logits, 0)
-    step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
-    tiles = tile_room(like)
-    maxima = shift(tiles, most * size)
-    q_hi, q_lo = shift(maxima, most * step), shift(maxima, 2 * most * step)
-    for start in range(first, last, most * step):
-        count = (min(last - start, most * step) + step - 1) // step
-        load_tiles(like, n, start, last, count, tiles, maxima)
-        for b in range(count):
-            i, tile = start + b * step, shift(tiles, b * size)
-            ahead, out = pointer(logits, (i + most * step) * n), pointer(probs, i * n)
-            q = tile_sums(tile, n, load(maxima, b * step), tile, ahead, out, step)
-            store(q_hi, b * step, q[0])
-            store(q_lo, b * step, q[1])
-        for b in range(count):
-            q = reciprocal(load(q_hi, b * step), load(q_lo, b * step))
-            store(q_hi, b * step, q[0])
-            store(q_lo, b * step, q[1])
-        for b in range(count):
-            i, tile = start + b * step, shift(tiles, b * size)
-            source = tile, load(q_hi, b * step), load(q_lo, b * step)
-            store_tile(pointer(probs, i * n), n, min(step, last - i), tile_scaled, source)
-
-
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
 def log_softmax(logits, log_probs, n, streaming, first, last):
     if across(pointer(logits, 0), n):
-        narrow_log_softmax(logits, log_probs, n, first, last)
+        z, out = pointer(logits, 0), pointer(log_probs, 0)
+        rows_in_turn(log_softmax_begun, log_softmax_ended, tile_subtracted, z, out, n, first, last)
         return
     if streaming:
         streaming_log_softmax(logits, log_probs, n, first, last)
@@ -167,33 +145,6 @@ def streaming_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last:
         log, m_before, m = pair_from_doubles(zero, value, value)[0], splat(m), m_after
     write_row(pointer(log_probs, (last - 1) * n), n, True, subtract_at, (pointer(logits, (last - 1) * n), m_before, log))
     fence()
-
-
-@inline
-def narrow_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last: int) -> None:
-    like = pointer(logits, 0)
-    step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
-    tiles = tile_room(like)
-    maxima, logs = shift(tiles, most * size), shift(tiles, most * (size + step))
-    scratch, sums = shift(tiles, most * (size + 2 * step)), sum_room(splat(0.0))
-    for start in range(first, last, most * step):
-        count = (min(last - start, most * step) + step - 1) // step
-        load_tiles(like, n, start, last, count, tiles, maxima)
-        tiles_exp(like, n, n, start, count, tiles, maxima, scratch, 0, pointer(log_probs, 0), sums)
-        for b in range(count):
-            d, e = kept_sums(sums, b)
-            low, high = log1p_pair(tiles, d[0], d[1])[0], log1p_pair(tiles, e[0], e[1])[0]
-            store(logs, b * step, from_doubles(tiles, low, high))
-        for b in range(count):
-            i, tile = start + b * step, shift(tiles, b * size)
-            source = tile, load(maxima, b * step), load(logs, b * step)
-            store_tile(pointer(log_probs, i * n), n, min(step, last - i), _tile_subtracted, source)
-
-
-@inline
-def _tile_subtracted(source: Any, j: int) -> Any:
-    tile, m, log = source
-    return (load(tile, j * lanes(tile)) - m) - log
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
