@@ -54,7 +54,7 @@ _mean_and_gradient = KERNELS["mean_cross_entropy_with_grad"]
 _INT64 = np.dtype(np.int64)
 _NONE = {dtype: empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 
-_FIRST, _LAST = 0, -1  # axes that need no look at the array, compared by identity: another 0 only takes the long way
+_FIRST, _SECOND, _LAST = 0, 1, -1  # axes that need no look at the array, compared by identity: another 0 only takes the long way
 _IGNORED, _SHARP, _MEAN = -100, 0.0, "mean"  # options left out, likewise
 
 
@@ -92,6 +92,8 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
     """
     if type(logits) is not ndarray or not (size := logits.size) or not (shape := logits.shape):
         return None
+    if axis is _SECOND and len(shape) == 2:
+        axis = _LAST
     if axis is _LAST or (axis is _FIRST and size == shape[0]):
         kernel, n_classes, how = KERNELS[name].get(dtype := logits.dtype), shape[axis], False
         n_rows = size // n_classes
@@ -275,6 +277,8 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
         and (out is None or (_arrays.apart(grad, out) and _arrays.apart(result, out)))
     ):  # fmt: skip
         return None
+    if axis is _SECOND and len(shape) == 2:
+        axis = _LAST
     if axis is _LAST or (axis is _FIRST and size == shape[0]):
         kernel, inner = KERNELS[name].get(dtype := grad.dtype), 1
     elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
