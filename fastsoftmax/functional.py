@@ -54,7 +54,7 @@ _mean_and_gradient = KERNELS["mean_cross_entropy_with_grad"]
 _INT64 = np.dtype(np.int64)
 _NONE = {dtype: empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 
-_FIRST, _SECOND, _LAST = 0, 1, -1  # axes that need no look at the array, compared by identity: another 0 only takes the long way
+_FIRST, _SECOND, _LAST = 0, 1, -1  # axes that need no look at the array, compared by identity: another 0 takes the long way
 _IGNORED, _SHARP, _MEAN = -100, 0.0, "mean"  # options left out, likewise
 
 
