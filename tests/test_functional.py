@@ -220,6 +220,27 @@ def test_columns_that_threads_share_have_the_bits_of_rows(function, n_classes, t
         assert_same_bits(call(logits, axis=1, out=logits), expected)
 
 
+@pytest.mark.parametrize("shape", [(3, 10), (300, 7), (2, 3, 10)])
+def test_axis_1_is_the_last_of_a_matrix_and_the_middle_of_a_cube(shape, dtype, rng):
+    z, g = (4 * rng.standard_normal((2, *shape))).astype(dtype)
+    lead = (shape[0], *shape[2:])
+    targets = rng.integers(0, shape[1], lead)
+    calls = {
+        "softmax": (z,), "log_softmax": (z,), "logsumexp": (z,), "softmax_backward": (g, fs.softmax(z)),
+        "log_softmax_backward": (g, z), "cross_entropy": (z, targets), "cross_entropy_with_grad": (z, targets),
+    }  # fmt: skip
+    for name, given in calls.items():
+        call = getattr(fs, name)
+        moved = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) if a.shape == shape else a for a in given]
+        found, expected = call(*given, axis=1), call(*moved)
+        if name == "cross_entropy_with_grad":
+            assert_same_bits(found[0], expected[0])
+            found, expected = found[1], expected[1]
+        if np.ndim(expected) == len(shape):
+            expected = np.ascontiguousarray(np.moveaxis(expected, -1, 1))
+        assert_same_bits(found, expected)
+
+
 @pytest.mark.parametrize("function", ["softmax_backward", "log_softmax_backward", "cross_entropy_with_grad"])
 @pytest.mark.parametrize("n_classes", [1, 2, 10, 63, 64, 104, 1100])
 @pytest.mark.parametrize("n_samples", [5, 16, 70, 300])
