@@ -109,9 +109,10 @@ def test_out_is_written_and_returned(case, dtype):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.in_place is not None], ids=str)
 @pytest.mark.parametrize("layout", ["C", "fortran", "strided", "reversed"])
-@pytest.mark.parametrize("n_classes", [10, 100])
-def test_out_may_be_the_input(case, dtype, layout, n_classes):
-    arrays, options = case.make(dtype, 19, n_classes)
+@pytest.mark.parametrize(("n_rows", "n_classes"), [(19, 10), (19, 100), (300, 3)])
+def test_out_may_be_the_input(case, dtype, layout, n_rows, n_classes):
+    """Rows that were read before: 300 are more than are worked on together."""
+    arrays, options = case.make(dtype, n_rows, n_classes)
     expected = case.call(arrays, options)
     own = arrays[case.in_place].copy() if layout == "C" else inputs.LAYOUTS[layout](arrays[case.in_place])
     arrays, options = replace(arrays, options, {case.in_place: own})
