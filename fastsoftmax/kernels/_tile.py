@@ -95,7 +95,7 @@ def tile_vectors(typingctx: Any, acc: Any) -> Any:
     return types.int64(acc), lambda context, builder, sig, args: ir.Constant(_I64, acc.vectors)
 
 
-def _masks(builder: Any, tile: Tile, columns: Any) -> list[Any]:
+def _firsts(builder: Any, tile: Tile, columns: Any) -> list[Any]:
     """For each vector of a row, the lanes that lie within `columns`."""
     count = vector_of(tile.dtype).lanes
     return [_first(builder, builder.sub(columns, ir.Constant(_I64, v * count)), count) for v in range(tile.vectors)]
@@ -124,23 +124,35 @@ def _multiply_add(acc: Tile, ahead: bool) -> Any:
             sums.append(slot)
         a_rows = [builder.gep(a, [builder.mul(_clamped(builder, r, rows), a_row)]) for r in range(acc.rows)]
         b_vectors = [builder.gep(b, [builder.mul(ir.Constant(_I64, v), b_vector)]) for v in range(acc.vectors)]
-        masks, zero = _masks(builder, acc, columns), ir.Constant(vector.llvm, None)
-        with cgutils.for_range(builder, n, intp=_I64) as loop:
-            _once(builder)
-            a_at, b_at = builder.mul(loop.index, a_step), builder.mul(loop.index, b_step)
-            step = [
-                _masked_load(builder, _address(builder, p, b_at, vector), vector, mask, zero)
-                for p, mask in zip(b_vectors, masks)
-            ]
-            if ahead:
-                run = builder.mul(loop.index, ir.Constant(_I64, acc.vectors * vector.lanes))
-                for v in range(acc.vectors):
-                    _ask(builder, builder.gep(args[10], [builder.add(run, ir.Constant(_I64, v * vector.lanes))]), SECOND)
-            for r, p in enumerate(a_rows):
-                factor = _splat(builder, builder.load(builder.gep(p, [a_at])), vector.lanes)
-                for slot, value in zip(sums[r * acc.vectors :], step):
-                    name = f"llvm.fmuladd.{vector.suffix}"
-                    builder.store(_call(builder, name, vector.llvm, factor, value, builder.load(slot)), slot)
+        firsts, zero = _firsts(builder, acc, columns), ir.Constant(vector.llvm, None)
+
+        def run(load: Any) -> None:
+            with cgutils.for_range(builder, n, intp=_I64) as loop:
+                _once(builder)
+                a_at, b_at = builder.mul(loop.index, a_step), builder.mul(loop.index, b_step)
+                step = [load(_address(builder, p, b_at, vector), first) for p, first in zip(b_vectors, firsts)]
+                if ahead:
+                    at = builder.mul(loop.index, ir.Constant(_I64, acc.vectors * vector.lanes))
+                    for v in range(acc.vectors):
+                        _ask(builder, builder.gep(args[10], [builder.add(at, ir.Constant(_I64, v * vector.lanes))]), SECOND)
+                for r, p in enumerate(a_rows):
+                    factor = _splat(builder, builder.load(builder.gep(p, [a_at])), vector.lanes)
+                    for slot, value in zip(sums[r * acc.vectors :], step):
+                        name = f"llvm.fmuladd.{vector.suffix}"
+                        builder.store(_call(builder, name, vector.llvm, factor, value, builder.load(slot)), slot)
+
+        def masked(address: Any, first: Any) -> Any:
+            return _masked_load(builder, address, vector, first, zero)
+
+        if WIDE:
+            run(masked)
+        else:  # masks take registers of the sums
+            whole = builder.icmp_signed(">=", columns, ir.Constant(_I64, acc.vectors * vector.lanes))
+            with builder.if_else(whole) as (all_lanes, some):
+                with all_lanes:
+                    run(lambda address, first: builder.load(address, align=_align(vector)))
+                with some:
+                    run(masked)
         return _pack(builder, acc, [builder.load(slot) for slot in sums])
 
     return codegen
@@ -222,8 +234,8 @@ def multiply_add_lanes(
                 _ask(builder, builder.gep(p, [builder.add(at, below)]), FIRST)
         left = builder.sub(n_, builder.mul(full, count))
         with builder.if_then(builder.icmp_signed(">", left, ir.Constant(_I64, 0))):
-            mask, zero = _first(builder, left, vector.lanes), ir.Constant(vector.llvm, None)
-            step(full, lambda address: _masked_load(builder, address, vector, mask, zero))
+            first, zero = _first(builder, left, vector.lanes), ir.Constant(vector.llvm, None)
+            step(full, lambda address: _masked_load(builder, address, vector, first, zero))
         return _pack(builder, acc, [builder.load(slot) for slot in sums])
 
     return acc(acc, a, i64, i64, b, i64, i64, i64, i64, i64), codegen
@@ -245,7 +257,7 @@ def multiply_add_quarters(
         _, a_, a_row_, rows_, b_, b_step_, columns_, n_ = args
         a_rows = [builder.gep(a_, [builder.mul(_clamped(builder, r, rows_), a_row_)]) for r in range(acc.rows)]
         sums = [cgutils.alloca_once_value(builder, ir.Constant(vector.llvm, None)) for _ in a_rows[::4]]
-        mask, zero, count = _first(builder, columns_, size), ir.Constant(quarter.llvm, None), ir.Constant(_I64, size)
+        first, zero, count = _first(builder, columns_, size), ir.Constant(quarter.llvm, None), ir.Constant(_I64, size)
 
         def joined(t: Any, load: Any) -> list[Any]:
             """Steps [t, t + size) of a, four rows to a vector."""
@@ -255,7 +267,7 @@ def multiply_add_quarters(
 
         def step(t: Any, s: int, factors: list[Any]) -> None:
             at = builder.mul(builder.add(t, ir.Constant(_I64, s)), b_step_)
-            value = _masked_load(builder, _address(builder, b_, at, quarter), quarter, mask, zero)
+            value = _masked_load(builder, _address(builder, b_, at, quarter), quarter, first, zero)
             value = _shuffle(builder, value, value, [*range(size)] * 4)
             for slot, x in zip(sums, factors):
                 factor = _shuffle(builder, x, x, [lane // size * size + s for lane in range(vector.lanes)])
@@ -299,13 +311,13 @@ def across(typingctx: Any, acc: Any) -> Any:
     return result(acc), codegen
 
 
-def _row(builder: Any, tile: Tile, p: Any, masks: list[Any]) -> list[Any]:
+def _row(builder: Any, tile: Tile, p: Any, firsts: list[Any]) -> list[Any]:
     """tile.vectors vectors at p."""
     vector = vector_of(tile.dtype)
     values = []
-    for v, mask in enumerate(masks):
+    for v, first in enumerate(firsts):
         address = _address(builder, p, ir.Constant(_I64, v * vector.lanes), vector)
-        values.append(_masked_load(builder, address, vector, mask, ir.Constant(vector.llvm, None)))
+        values.append(_masked_load(builder, address, vector, first, ir.Constant(vector.llvm, None)))
     return values
 
 
@@ -314,7 +326,7 @@ def add_row(typingctx: Any, acc: Any, p: Any, columns: Any) -> Any:
     """Add the `columns` values at p to every row: the bias."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        row = _row(builder, acc, args[1], _masks(builder, acc, args[2]))
+        row = _row(builder, acc, args[1], _firsts(builder, acc, args[2]))
         values = _unpack(builder, acc, args[0])
         return _pack(builder, acc, [builder.fadd(x, row[i % acc.vectors]) for i, x in enumerate(values)])
 
@@ -327,10 +339,10 @@ def add_tile(typingctx: Any, acc: Any, p: Any, stride: Any, rows: Any, columns: 
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         packed, p_, stride_, rows_, columns_ = args
-        values, masks = _unpack(builder, acc, packed), _masks(builder, acc, columns_)
+        values, firsts = _unpack(builder, acc, packed), _firsts(builder, acc, columns_)
         for r in range(acc.rows):
             row = builder.gep(p_, [builder.mul(_clamped(builder, r, rows_), stride_)])
-            for v, value in enumerate(_row(builder, acc, row, masks)):
+            for v, value in enumerate(_row(builder, acc, row, firsts)):
                 values[r * acc.vectors + v] = builder.fadd(value, values[r * acc.vectors + v])
         return _pack(builder, acc, values)
 
@@ -355,13 +367,13 @@ def store_tile(typingctx: Any, acc: Any, p: Any, stride: Any, rows: Any, columns
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         packed, p_, stride_, rows_, columns_ = args
-        values, masks = _unpack(builder, acc, packed), _masks(builder, acc, columns_)
+        values, firsts = _unpack(builder, acc, packed), _firsts(builder, acc, columns_)
         for r in range(acc.rows):
             with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
                 row = builder.gep(p_, [builder.mul(ir.Constant(_I64, r), stride_)])
-                for v, mask in enumerate(masks):
+                for v, first in enumerate(firsts):
                     address = _address(builder, row, ir.Constant(_I64, v * vector.lanes), vector)
-                    _masked_store(builder, address, values[r * acc.vectors + v], vector, mask)
+                    _masked_store(builder, address, values[r * acc.vectors + v], vector, first)
         return context.get_dummy_value()
 
     return types.void(acc, p, i64, i64, i64), codegen

@@ -118,8 +118,8 @@ def _load_quarter(typingctx: Any, p: Any, stride: Any, n_rows: Any, n_columns: A
             builder.store(value, result)
 
         def masked(start: Any) -> Any:
-            mask, zero = _first(builder, columns_, group), ir.Constant(piece.llvm, None)
-            return _masked_load(builder, builder.bitcast(start, piece.llvm.as_pointer()), piece, mask, zero)
+            first, zero = _first(builder, columns_, group), ir.Constant(piece.llvm, None)
+            return _masked_load(builder, builder.bitcast(start, piece.llvm.as_pointer()), piece, first, zero)
 
         all_rows = builder.icmp_signed(">=", rows_, ir.Constant(_I64, vector.lanes))
         all_columns = builder.icmp_signed(">=", columns_, ir.Constant(_I64, group))
@@ -254,7 +254,7 @@ def _storing(quarters: int) -> Any:
                 if k > width // 2 or quarters == 1:  # so many are always there, see `store_transposed`
                     c = builder.select(builder.icmp_signed("<", c, last), c, last)
                 columns.append(compute(builder, (source_, builder.add(first_, c))))
-            width_, mask = ir.Constant(_I64, width), _first(builder, columns_, width)
+            width_, first = ir.Constant(_I64, width), _first(builder, columns_, width)
             # A masked store that misses the cache waits for its line: 500000 x 10 took 11.7 ms with 16 of them a tile, 6.3 ms
             # without. Where rows lie one after the other a whole vector may spill into the next row, which is written after it.
             # Only a last tile is looked at row by row: with a branch for each row, some processes took twice the time (few
@@ -282,7 +282,7 @@ def _storing(quarters: int) -> Any:
                             with unmasked:
                                 builder.store(row, start, align=_align(there))
                             with masked, builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, r), rows_)):
-                                _masked_store(builder, start, row, there, mask)
+                                _masked_store(builder, start, row, there, first)
             return context.get_dummy_value()
 
         i64 = types.int64
