@@ -7,7 +7,6 @@ alone, never on the number of threads, and are added in their order.
 from __future__ import annotations
 
 from functools import cache, lru_cache, partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -29,19 +28,6 @@ GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full;
 WIDE = 256  # columns: beyond, the kernel copies panels of weight
 HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
 HEAD_ROWS, HEAD_MOST = 480, 60 << 20  # but this many rows, so that weight is not read too often, unless logits take more
-
-
-@cache
-def _blas() -> bool:
-    """Whether NumPy's BLAS multiplies matrices of more than `THIN` columns: on CPUs without 512-bit vectors.
-
-    Measured on one Zen 5 core, float32, times of OpenBLAS 0.3.31 over times of the kernels, x @ weight and x.T @ grad_out.
-    (n_rows, n_in, n_out)    512-bit       256-bit (same CPU, compiled for haswell)
-    (128, 784, 100)          1.9   1.8     0.83  0.85
-    (1024, 1024, 1000)       1.7   1.6     0.67  0.57
-    (128, 784, 10)           2.6   2.1     1.21  1.17
-    """
-    return not import_module(".kernels._target", __package__).WIDE
 
 
 @lru_cache(maxsize=256)
@@ -91,9 +77,6 @@ def affine(
     x: Array, weight: Array, bias: Array | None, out: Array, *, relu: bool = False, via: Caller = NOW
 ) -> Array:  # fmt: skip
     """out = x @ weight + bias, or its positive part."""
-    if weight.shape[1] > THIN and _blas():
-        via.python(partial(_blas_affine, x, weight, bias, out, relu))
-        return out
     kernel, n, work = KERNELS["affine"][out.dtype], len(out), x.size * weight.shape[1]
     b = _nothing(out.dtype) if bias is None else bias
     if via is not NOW and bias is not None and THIN < weight.shape[1] <= WIDE and weight.size > 2 * out.size:
@@ -124,20 +107,8 @@ def _affine_by_inputs(
     via.shares(KERNELS["add_parts"][out.dtype], (parts, bias, relu, out), len(out), parts.size * PASS)
 
 
-def _blas_affine(x: Array, weight: Array, bias: Array | None, out: Array, relu: bool) -> None:
-    with np.errstate(all="ignore"):  # inf and NaN come without a warning, as from the kernels
-        np.matmul(x, weight, out=out)
-        if bias is not None:
-            out += bias
-        if relu:
-            np.maximum(out, 0, out=out)
-
-
 def affine_grad_x(grad_out: Array, weight: Array, out: Array, *, via: Caller = NOW) -> Array:
     """out = grad_out @ weight.T"""
-    if weight.shape[1] > THIN and _blas():
-        via.python(partial(_blas_affine, grad_out, weight.T, None, out, False))
-        return out
     arguments = grad_out, weight, _nothing(out.dtype), True, False, out
     _run(via, KERNELS["affine"][out.dtype], arguments, len(out), out.size * weight.shape[1], PANEL // 2)
     return out
@@ -149,8 +120,8 @@ def affine_grad_weight(
     """weight_out = x.T @ grad_out and bias_out = grad_out.sum(axis=0); or add them to what is there."""
     n_in, n_out = weight_out.shape
     work = x.size * n_out
-    if n_in == 0 or (n_out > THIN and _blas()):
-        via.python(partial(_blas_grad_weight, grad_out, x, weight_out, bias_out, adding))
+    if n_in == 0:  # no rows of weight for a kernel to go over
+        via.python(partial(_sum_rows, grad_out, bias_out, adding))
     elif n_out > THIN or adding:
         kernel = KERNELS["affine_grad_weight"][x.dtype]
         _run(via, kernel, (grad_out, x, weight_out, bias_out, adding), n_in, work, PANEL)
@@ -163,9 +134,8 @@ def affine_grad_weight(
         _add_parts(via, parts, parts_bias, weight_out, bias_out)
 
 
-def _blas_grad_weight(grad_out: Array, x: Array, weight_out: Array, bias_out: Array, adding: bool) -> None:
+def _sum_rows(grad_out: Array, bias_out: Array, adding: bool) -> None:
     with np.errstate(all="ignore"):
-        weight_out[...] = np.matmul(x.T, grad_out) + (weight_out if adding else 0)
         bias_out[...] = np.sum(grad_out, axis=0) + (bias_out if adding else 0)
 
 

@@ -790,8 +790,8 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
 
     Notes
     -----
-    Up to 10 outputs, and everything on CPUs with 512-bit vectors, is computed by kernels whose sums have one order. More
-    outputs on other CPUs go to NumPy's BLAS, which is faster there and promises no such thing.
+    No BLAS is called. Sums have one order, which depends on the shapes alone: not on the number of threads, nor, with FMA, on
+    the processor.
 
     Examples
     --------
@@ -886,7 +886,7 @@ def affine_backward(
 
     Notes
     -----
-    BLAS is used where `affine` uses it. With more than 10 outputs, grad_x of 3 rows at most is summed in an order of its own.
+    Sums have one order, as `affine`'s have. With more than 10 outputs, grad_x of 3 rows at most has one of its own.
 
     Examples
     --------

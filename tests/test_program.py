@@ -103,7 +103,6 @@ def test_a_training_step_forks_once(pool_of_eight, monkeypatch):
     rng = np.random.default_rng(0)
     x, targets = rng.integers(0, 256, (512 * 20, 784)).astype(np.uint8), rng.integers(0, 10, 512 * 20)
     with fs.num_threads(2):
-        # ten columns: few enough for kernels on every processor, where wider products may be BLAS's
         MLP(hidden=(10,), optimizer=SGD(0.01), scale=1 / 255).fit(x, targets, epochs=1, batch_size=512)
     # Of the first step, which is not recorded, the gathering, the product of 784 x 10 and its gradient are each long enough;
     # the update of the eleventh, before which the weights are kept, is a part of its own and too short.

@@ -124,7 +124,8 @@ def _masked_store(builder: Any, address: Any, value: Any, vector: Vector, first:
 def _store_in_pieces(builder: Any, address: Any, value: Any, vector: Vector, n: Any) -> None:
     """The first n lanes, fewer than all, or none if n < 0: half of them if there are as many, of what is left a half, ...
 
-    AVX2's masked store of 256 bits is 42 operations on AMD's Zen 2 and 3 (XXX).
+    Processors without 512-bit vectors may take dozens of operations for a masked store (Zen 3, gradients of a product of
+    128 x 784 x 10, float32: 255 -> 96 us).
     """
     n = builder.select(builder.icmp_signed("<", n, ir.Constant(_I64, 0)), ir.Constant(_I64, 0), n)
     element = builder.bitcast(address, _IR[vector.dtype].as_pointer())

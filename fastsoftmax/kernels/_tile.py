@@ -34,8 +34,9 @@ from ._target import WIDE
 
 # 24 of 32 registers hold sums, or 12 of 16 (a vector is two registers then), and leave room for one step's operands.
 ROWS, VECTORS = (8, 3) if WIDE else (6, 1)
+EIGHT = 8  # values, at least ROWS
 FIRST, SECOND = 3, 2  # caches, as LLVM counts them
-FOURS = 16  # rows of a tile with quarters of four rows in a vector; the lines of 32 rows of 4 KB would not fit a first cache
+FOURS = 16 if WIDE else 12  # rows of a tile with quarters of four rows in a vector; 32 rows of 4 KB would not fit a first cache
 
 
 class Tile(types.Type):
@@ -146,9 +147,10 @@ def _multiply_add(acc: Tile, ahead: bool) -> Any:
 
         if WIDE:
             run(masked)
-        else:  # masks take registers of the sums
+        else:  # masks take registers of the sums; panels that were copied have whole vectors
             whole = builder.icmp_signed(">=", columns, ir.Constant(_I64, acc.vectors * vector.lanes))
-            with builder.if_else(whole) as (all_lanes, some):
+            copied = builder.icmp_signed(">", b_vector, ir.Constant(_I64, vector.lanes))
+            with builder.if_else(builder.or_(whole, copied)) as (all_lanes, some):
                 with all_lanes:
                     run(lambda address, first: builder.load(address, align=_align(vector)))
                 with some:
@@ -396,3 +398,17 @@ def stream_tile(typingctx: Any, acc: Any, p: Any, stride: Any, rows: Any) -> Any
         return context.get_dummy_value()
 
     return types.void(acc, p, i64, i64), codegen
+
+
+@intrinsic
+def copy_eight(typingctx: Any, p: Any, k: Any, to: Any, j: Any) -> Any:
+    """to[j], to[j + 1], ... = p[k], p[k + 1], ...: eight values."""
+    vector = Vector(p.dtype, EIGHT)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        p_, k_, to_, j_ = args
+        value = builder.load(_address(builder, p_, k_, vector), align=_align(vector))
+        builder.store(value, _address(builder, to_, j_, vector), align=_align(vector))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, to, types.int64), codegen

@@ -7,7 +7,8 @@ Three ways, chosen by shape alone:
 (b) Few columns (at most `THIN`): most of a vector would be empty. x @ weight then has its lanes along n_in, with weight
     transposed once, and x.T @ grad_out is computed as (grad_out.T @ x).T. grad_out @ weight.T, tiles of (a), takes all columns
     of a few rows before the next ones: large results go to memory in whole lines, past the caches.
-(c) Few rows (at most `FEW`): x @ weight and x @ weight.T read weight once, as it lies.
+(c) Few rows (at most `FEW`): x @ weight and x @ weight.T read weight once, as it lies; without 512-bit vectors, and for
+    x.T @ grad_out, whole rows at a time.
 Sum order: along the inner index, in blocks of `DEPTH` (for x.T @ grad_out: of rows, see `SLAB` and `thin_rows`) whose sums are
 added in order; training steps take large weights in `affine_parts`, added likewise. (b)'s x @ weight and (c)'s x @ weight.T
 put index k into lane k % lanes and fold the lanes in a fixed tree.
@@ -22,6 +23,8 @@ from ._narrow import aligned
 from ._simd import (
     constant,
     fence,
+    fma,
+    item,
     keep_alive,
     lanes,
     larger,
@@ -31,17 +34,20 @@ from ._simd import (
     pointer,
     prefetch,
     shift,
+    splat,
     store,
     store_first,
 )  # fmt: skip
 from ._target import WIDE
 from ._tile import (
+    EIGHT,
     FOURS,
     ROWS,
     VECTORS,
     across,
     add_row,
     add_tile,
+    copy_eight,
     multiply_add,
     multiply_add_ahead,
     multiply_add_lanes,
@@ -55,10 +61,15 @@ from ._tile import (
 from ._transpose import load_transposed
 
 THIN, FEW = 10, 3
+TOGETHER = 4  # rows of weight, see `few_rows`
 DEPTH = 1024
 SLAB = 512
-BLOCK = 512  # rows of x that pass through all panels before the next ones do: they stay in the second cache
-REST_ROWS, REST_VECTORS = (4, 6) if WIDE else (4, 2)  # the tile of `rest_product`
+# With 512-bit vectors a panel at a time is copied, for many rows, which stay in a second cache of 1 MB. With 256 bits a panel
+# has a third of the columns, and caches may be half as large: all panels are copied, for all rows, of which few at a time pass
+# through them (Zen 3, 1024 x 1024 x 1000: 0.65 of OpenBLAS's speed in the first way, 0.98 so).
+SWEEP = 512 if WIDE else 1 << 30  # rows of x for which panels of weight are copied once
+PANELS = 1 if WIDE else 128  # that are copied together
+REST_ROWS, REST_VECTORS = (4, 6) if WIDE else (4, 1)  # the tile of `rest_product`
 SPREAD = 32  # vectors from row to row, beyond which panels are copied: each row of a panel is on a page of its own then
 # (b)'s tiles: rows of x by classes, classes by vectors of x
 LANE_ROWS, LANE_COLUMNS = (2, 10) if WIDE else (1, 5)
@@ -117,6 +128,15 @@ def fitting_product(a, a_tile, a_row, a_step, n_rows, b, b_vector, b_step, colum
 
 
 @inline
+def panels_product(a, a_tile, a_step, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun):
+    """The same for many panels."""
+    step, span = lanes(b), VECTORS * lanes(b)
+    for j in range(0, columns, span):
+        width, q = min(span, columns - j), shift(b, j // step * b_vector)
+        fitting_product(a, a_tile, 1, a_step, n_rows, q, b_vector, b_step, width, n, shift(out, j), out_row, begun)
+
+
+@inline
 def panel_product_ended(acc, a, a_row, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun, biased, bias, relu):
     """The same, and the bias and the rectifier while the results are in registers."""
     height = tile_rows(acc)
@@ -136,6 +156,41 @@ def panel_rest_ended(a, a_row, n_rows, b, b_step, columns, n, out, out_row, begu
         rows, to = min(FOURS, n_rows - i), shift(out, i * out_row)
         c = multiply_add_quarters(acc, shift(a, i * a_row), a_row, rows, b, b_step, columns, n)
         end_tile(c, to, out_row, rows, columns, begun, biased, bias, relu)
+
+
+@inline
+def panels_product_ended(
+    a, a_row, n_rows, b, b_vector, b_step, columns, whole, n, out, out_row, span, begun, biased, bias, relu
+):  # fmt: skip
+    """The same for many panels, `span` columns each, with the tiles that fit; columns from `whole` on are left to `rest`."""
+    step, j = lanes(b), 0
+    while j < columns:
+        width, q = min(span, whole - j) if j < whole else columns - j, shift(b, j // step * b_vector)
+        to, add_to = shift(out, j), shift(bias, j)
+        if j == whole:
+            panel_rest_ended(a, a_row, n_rows, q, b_step, width, n, to, out_row, begun, biased, add_to, relu)
+        elif n_rows <= FEW and WIDE and width <= 7 * step:
+            panel_product_ended(
+                tile(a, 1, 7), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
+            )
+        elif n_rows <= FEW and WIDE:
+            panel_product_ended(
+                tile(a, 1, 8), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
+            )
+        elif width > 2 * step:
+            panel_product_ended(
+                tile(a, ROWS, VECTORS), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to,
+                relu,
+            )  # fmt: skip
+        elif width > step:
+            panel_product_ended(
+                tile(a, ROWS, 2), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
+            )
+        else:
+            panel_product_ended(
+                tile(a, ROWS, 1), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
+            )
+        j += width
 
 
 @inline
@@ -161,27 +216,60 @@ def rest(like, n_out):
 
 
 @inline
-def copy_panel(b, b_row, n, columns, panel):
-    """Copy the n x columns panel at b, each vector's n steps side by side; zeros beyond its columns.
+def block_rows(like):
+    """How many rows of x pass through the copied panels before the next ones do: they stay in a second cache."""
+    return SWEEP if WIDE else ROWS * lanes(like) // 4
+
+
+@inline
+def slab_rows(like):
+    """How many rows of grad_weight take their values from x at a time."""
+    return SWEEP if WIDE else ROWS * lanes(like)
+
+
+@inline
+def panels_size(like, n, columns):
+    """Elements for the panels of n x columns, and a square besides for `turn_panels`."""
+    step = lanes(like)
+    return (n * ((columns + step - 1) // step) + step + 1) * step
+
+
+@inline
+def copy_panels(b, b_row, n, columns, panels):
+    """Copy the n x columns matrix at b, each vector's n steps side by side; zeros beyond its columns.
 
     Each row may be on a page of its own, where no CPU foresees the next: so it is asked for, `AHEAD` rows before its turn.
     """
     step = lanes(b)
     zero = constant(b, 0.0, 0.0)
-    for k in range(n):
-        row = shift(b, k * b_row)
-        for j in range(0, columns, step):
-            prefetch(row, AHEAD * b_row + j)
-            store(panel, j * n + k * step, load_first(row, j, min(step, columns - j), zero))
+    for g in range(0, columns, 4 * step):
+        for k in range(n):
+            row = shift(b, k * b_row)
+            for j in range(g, min(columns, g + 4 * step), step):
+                prefetch(row, AHEAD * b_row + j)
+                value = load(row, j) if j + step <= columns else load_first(row, j, columns - j, zero)
+                store(panels, j * n + k * step, value)
 
 
 @inline
-def turn_panel(b, b_row, n, columns, panel):
-    """The same of the n x columns panel that is transposed at b."""
+def copy_rows(x, x_row, n_rows, n, to, to_row):
+    """Copy n_rows rows of n values, to_row elements apart, and zeros up to a whole vector."""
+    step, zero = lanes(x), constant(x, 0.0, 0.0)
+    for i in range(n_rows):
+        k = 0
+        while k + step <= n:
+            store(to, i * to_row + k, load(x, i * x_row + k))
+            k += step
+        store(to, i * to_row + k, load_first(x, i * x_row + k, n - k, zero))
+
+
+@inline
+def turn_panels(b, b_row, n, columns, panels):
+    """The same of the n x columns matrix that is transposed at b."""
     step = lanes(b)
-    spare = shift(panel, (columns + step - 1) // step * step * n)  # where a square ends that is not all ours
+    spare = shift(panels, (columns + step - 1) // step * step * n)  # where a square ends that is not all ours
     for j in range(0, columns, step):
-        to, width = shift(panel, j * n), min(step, columns - j)
+        to, width = shift(panels, j * n), min(step, columns - j)
         for k in range(0, n, step):
             depth = min(step, n - k)
             square = shift(to, k * step) if depth == step else spare
@@ -189,6 +277,74 @@ def turn_panel(b, b_row, n, columns, panel):
             if depth < step:
                 for t in range(depth):
                     store(to, (k + t) * step, load(spare, t * step))
+
+
+@inline
+def few_rows(x, n_rows, n_in, weight, n_out, biased, bias, relu, out, sums):
+    """out = x @ weight + bias for `FEW` rows: `TOGETHER` of weight's rows at a time, as they lie, the sums in a first cache.
+
+    Where registers hold the sums of few columns (Zen 3, 784 x 1000, one row, float32: 142 -> 80 us).
+    """
+    step, zero = lanes(x), constant(x, 0.0, 0.0)
+    for i in range(n_rows):
+        p, to = shift(x, i * n_in), shift(out, i * n_out)
+        for start in range(0, max(n_in, 1), DEPTH):
+            end = min(start + DEPTH, n_in)
+            for j in range(0, n_out, step):
+                store(sums, j, zero)
+            for k in range(start, end, TOGETHER):
+                add_weighted_rows(shift(weight, k * n_out), n_out, min(TOGETHER, end - k), shift(p, k), sums)
+            for j in range(0, n_out, step):
+                value, count = load(sums, j), n_out - j
+                if start > 0:
+                    value = value + load_first(to, j, count, zero)
+                if biased and end == n_in:
+                    value = value + load_first(bias, j, count, zero)
+                store_first(to, j, larger(zero, value) if relu and end == n_in else value, count)
+
+
+@inline
+def add_weighted_rows(rows, n, count, factors, sums):
+    """sums += factors[0] * rows[0] + factors[1] * rows[1] + ..., in this order."""
+    step, zero = lanes(rows), constant(rows, 0.0, 0.0)
+    if count == TOGETHER:
+        a, b, c, d = splat(item(factors, 0)), splat(item(factors, 1)), splat(item(factors, 2)), splat(item(factors, 3))
+        j = 0
+        while j + step <= n:
+            value = fma(a, load(rows, j), load(sums, j))
+            value = fma(b, load(rows, n + j), value)
+            value = fma(c, load(rows, 2 * n + j), value)
+            store(sums, j, fma(d, load(rows, 3 * n + j), value))
+            j += step
+        if j < n:
+            value = load(sums, j)
+            for k in range(TOGETHER):
+                value = fma(splat(item(factors, k)), load_first(rows, k * n + j, n - j, zero), value)
+            store(sums, j, value)
+    else:
+        for k in range(count):
+            for j in range(0, n, step):
+                value = load_first(rows, k * n + j, n - j, zero)
+                store(sums, j, fma(splat(item(factors, k)), value, load(sums, j)))
+
+
+@inline
+def few_rows_outer(x, n_rows, n_in, width, grad_out, n_out, adding, out):
+    """out (+)= x.T @ grad_out for `FEW` rows and `width` of x's n_in columns: whole rows of out, one after the other."""
+    step, zero = lanes(x), constant(x, 0.0, 0.0)
+    for k in range(width):
+        to, j = shift(out, k * n_out), 0
+        while j < n_out:
+            count, value = n_out - j, zero
+            if count >= step:
+                for i in range(n_rows):
+                    value = fma(splat(item(x, i * n_in + k)), load(grad_out, i * n_out + j), value)
+                store(to, j, load(to, j) + value if adding else value)
+            else:
+                for i in range(n_rows):
+                    value = fma(splat(item(x, i * n_in + k)), load_first(grad_out, i * n_out + j, count, zero), value)
+                store_first(to, j, load_first(to, j, count, zero) + value if adding else value, count)
+            j += step
 
 
 @inline
@@ -208,13 +364,21 @@ def few_rows_transposed(x, n_rows, n_in, weight, n_out, biased, bias, relu, out)
 
 
 @inline
-def copy_slab(x, x_row, n, width, slab):
-    """Copy n rows of `width` values so that what one tile reads of them, ROWS values of each, lies side by side."""
+def copy_slab(x, x_row, n, width, slab, slab_tile):
+    """Copy n rows of `width` values so that what one tile reads of them, ROWS values of each, lies side by side.
+
+    Tiles lie slab_tile elements apart for each of their rows.
+    """
     zero = constant(x, 0.0, 0.0)
-    for k in range(0, width, ROWS):
-        columns = min(ROWS, width - k)
-        for i in range(n):
-            store_first(slab, k * n + i * ROWS, load_first(x, i * x_row + k, columns, zero), columns)
+    for i in range(n):
+        k = 0
+        while k + EIGHT <= width and not WIDE:  # what is too much is overwritten, or lies between tiles
+            copy_eight(x, i * x_row + k, slab, k * slab_tile + i * ROWS)
+            k += ROWS
+        while k < width:
+            columns = min(ROWS, width - k)
+            store_first(slab, k * slab_tile + i * ROWS, load_first(x, i * x_row + k, columns, zero), columns)
+            k += ROWS
 
 
 @signature(MATRIX_IN, MATRIX_IN, VECTOR_IN, FLAG, FLAG, MATRIX_OUT, INDEX, INDEX)
@@ -248,61 +412,47 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
     if transposed and n_rows <= FEW:
         few_rows_transposed(x_, n_rows, n_in, w, n_out, biased, b, relu, to)
         return
-    copied = transposed or (n_rows > 4 * ROWS and n_out > SPREAD * step)
-    span = VECTORS * step
+    if n_rows <= FEW and not transposed and not WIDE:
+        scratch = np.empty(n_out + 2 * step, out.dtype)
+        few_rows(x_, n_rows, n_in, w, n_out, biased, b, relu, to, aligned(scratch))
+        keep_alive(scratch)
+        return
+    copied = transposed or (n_rows > 4 * ROWS and (n_out > SPREAD * step or not WIDE))
+    span, group = VECTORS * step, PANELS * VECTORS * step if copied else n_out
     if n_rows <= FEW and not copied:
         vectors = (n_out + step - 1) // step  # reading weight is all the work: not one load more than must be
         span = (7 if (vectors + 6) // 7 == (vectors + 7) // 8 else 8) * step
     whole = n_out - rest(w, n_out) if n_rows > ROWS else n_out
-    scratch = np.empty((min(n_in, DEPTH) * VECTORS + step + 1) * step if copied else 0, out.dtype)
-    panel = aligned(scratch)
-    for i in range(0, n_rows, BLOCK):
-        rows = min(BLOCK, n_rows - i)
+    # Rows of x a multiple of 1 KB apart are copied too: they would contend for the same places in caches (1024 x 1024 x 1000,
+    # Zen 3: 0.87 of OpenBLAS's speed, 0.99 so).
+    aside = not WIDE and copied and n_in % (16 * step) == 0
+    room = panels_size(w, min(n_in, DEPTH), min(group, n_out)) if copied else 0
+    scratch = np.empty(room + (block_rows(w) * (min(n_in, DEPTH) + 2 * step) if aside else 0), out.dtype)
+    panels = aligned(scratch)
+    block = shift(panels, room - step)
+    for i in range(0, n_rows, SWEEP):
+        rows = min(SWEEP, n_rows - i)
         for k in range(0, max(n_in, 1), DEPTH):
-            depth = min(DEPTH, n_in - k)
-            begun, ended = k > 0, k + DEPTH >= n_in
-            j = 0
-            while j < n_out:
-                columns = min(span, whole - j) if j < whole else n_out - j
-                p, q, c = shift(x_, i * n_in + k), shift(w, k * n_out + j), shift(to, i * n_out + j)
-                q_vector, q_step = step, n_out
+            depth, begun, ended = min(DEPTH, n_in - k), k > 0, k + DEPTH >= n_in
+            add, rectify = biased and ended, relu and ended
+            for j in range(0, n_out, max(group, 1)):
+                columns, q, q_vector, q_step = min(group, n_out - j), shift(w, k * n_out + j), step, n_out
                 if copied:
                     if transposed:
-                        turn_panel(shift(w, j * n_in + k), n_in, depth, columns, panel)
+                        turn_panels(shift(w, j * n_in + k), n_in, depth, columns, panels)
                     else:
-                        copy_panel(q, n_out, depth, columns, panel)
-                    q, q_vector, q_step = panel, depth * step, step
-                add, rectify, add_to = biased and ended, relu and ended, shift(b, j)
-                if j == whole:
-                    panel_rest_ended(
-                        p, n_in, rows, q, q_step, columns, depth, c, n_out, begun, add, add_to, rectify
+                        copy_panels(q, n_out, depth, columns, panels)
+                    q, q_vector, q_step = panels, depth * step, step
+                for t in range(i, i + rows, block_rows(w)):
+                    height, p, p_row = min(block_rows(w), i + rows - t), shift(x_, t * n_in + k), n_in
+                    if aside:
+                        p_row = (min(n_in, DEPTH) + step - 1) // step * step + step
+                        copy_rows(p, n_in, height, depth, block, p_row)
+                        p = block
+                    panels_product_ended(
+                        p, p_row, height, q, q_vector, q_step, columns, min(columns, whole - j), depth,
+                        shift(to, t * n_out + j), n_out, span, begun, add, shift(b, j), rectify,
                     )  # fmt: skip
-                elif rows <= FEW and columns <= 7 * step:
-                    panel_product_ended(
-                        tile(p, 1, 7), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
-                        add, add_to, rectify,
-                    )  # fmt: skip
-                elif rows <= FEW:
-                    panel_product_ended(
-                        tile(p, 1, 8), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
-                        add, add_to, rectify,
-                    )  # fmt: skip
-                elif columns > 2 * step:
-                    panel_product_ended(
-                        tile(p, ROWS, VECTORS), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
-                        add, add_to, rectify,
-                    )  # fmt: skip
-                elif columns > step:
-                    panel_product_ended(
-                        tile(p, ROWS, 2), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
-                        add, add_to, rectify,
-                    )  # fmt: skip
-                else:
-                    panel_product_ended(
-                        tile(p, ROWS, 1), p, n_in, rows, q, q_vector, q_step, columns, depth, c, n_out, begun,
-                        add, add_to, rectify,
-                    )  # fmt: skip
-                j += columns
     keep_alive(scratch)
 
 
@@ -340,6 +490,13 @@ def add_parts(parts, bias, relu, out, first, last):
 
 
 @inline
+def turned_rest_size(like, width):
+    """Elements for `rest_product` to write on."""
+    step = lanes(like)
+    return (REST_ROWS + 1) * step * (width // step + step)
+
+
+@inline
 def rest_product(grad_out, n_out, columns, x, n_in, n, width, turned, out, begun):
     """out (+)= x.T @ grad_out for `columns` of grad_out's n_out columns and `width` of x's n_in, lanes along the latter.
 
@@ -371,35 +528,51 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
     """
     n_rows, n_in, n_out = x.shape[0], x.shape[1], grad_out.shape[1]
     step = lanes(pointer(x, 0))
-    copied, width = n_out > SPREAD * step, last - first
-    span, whole = VECTORS * step, n_out if copied else n_out - rest(pointer(x, 0), n_out)
-    room = SLAB * (span + width + ROWS) + 2 * step if copied else (REST_ROWS + 1) * step * (width // step + step)
-    scratch = np.empty(room if copied or whole < n_out else 0, x.dtype)
-    panel = aligned(scratch)
-    slab = shift(panel, SLAB * VECTORS * step)
+    copied, width = n_out > SPREAD * step or (n_rows > 4 * ROWS and not WIDE), last - first
+    span, group = VECTORS * step, PANELS * VECTORS * step if copied else n_out
+    whole = n_out if copied and WIDE else n_out - rest(pointer(x, 0), n_out)
+    depth, spare = min(n_rows, SLAB), turned_rest_size(pointer(x, 0), min(width, slab_rows(pointer(x, 0))))
+    room = panels_size(pointer(x, 0), depth, min(group, n_out)) if copied else 0
+    height = width if WIDE else slab_rows(pointer(x, 0))
+    spare = spare if whole < n_out else 0
+    scratch = np.empty(spare + (room + (depth + 1) * (height + ROWS) if copied else 0) + step, x.dtype)
+    turned = aligned(scratch)
+    panels = shift(turned, spare)
+    slab = shift(panels, room)
     ones = np.ones(1, x.dtype)
+    if n_rows <= FEW and not WIDE:
+        a, b = pointer(x, first), pointer(grad_out, 0)
+        few_rows_outer(a, n_rows, n_in, width, b, n_out, adding, pointer(grad_weight, first * n_out))
+        if first == 0 and grad_bias.size:
+            add_rows(b, n_rows, n_out, pointer(ones, 0), pointer(grad_bias, 0), adding)
+        keep_alive(ones)
+        return
     for i in range(0, max(n_rows, 1), SLAB):
         n, begun = min(SLAB, n_rows - i), adding or i > 0
-        a, a_tile, a_step = pointer(x, i * n_in + first), 1, n_in
-        if copied:
-            copy_slab(a, n_in, n, width, slab)
-            a, a_tile, a_step = slab, n, ROWS
-        j = 0
-        while j < n_out:
-            columns = min(span, whole - j) if j < whole else n_out - j
-            b, to = pointer(grad_out, i * n_out + j), pointer(grad_weight, first * n_out + j)
-            b_vector, b_step = step, n_out
+        a_tile, a_step = (n + 1, ROWS) if copied else (1, n_in)
+        for g in range(0, n_out, max(group, 1)):
+            columns, b, b_vector, b_step = min(group, n_out - g), pointer(grad_out, i * n_out + g), step, n_out
             if copied:
-                copy_panel(b, n_out, n, columns, panel)
-                b, b_vector, b_step = panel, n * step, step
-            if j == whole:
-                rest_product(b, n_out, columns, pointer(x, i * n_in + first), n_in, n, width, panel, to, begun)
-            else:
-                fitting_product(a, a_tile, 1, a_step, width, b, b_vector, b_step, columns, n, to, n_out, begun)
+                copy_panels(b, n_out, n, columns, panels)
+                b, b_vector, b_step = panels, n * step, step
+            for r in range(0, width, slab_rows(b)):
+                rows, a = min(slab_rows(b), width - r), pointer(x, i * n_in + first + r)
+                if copied:
+                    to = shift(slab, r * a_tile) if WIDE else slab
+                    if g == 0 or not WIDE:
+                        copy_slab(a, n_in, n, rows, to, a_tile)
+                    a = to
+                to, there = pointer(grad_weight, (first + r) * n_out), min(columns, whole - g)
+                panels_product(a, a_tile, a_step, rows, b, b_vector, b_step, there, n, shift(to, g), n_out, begun)
+                if there < columns:  # while these columns of x are in cache
+                    y, q = pointer(x, i * n_in + first + r), pointer(grad_out, i * n_out + whole)
+                    rest_product(q, n_out, n_out - whole, y, n_in, n, rows, turned, shift(to, whole), begun)
             if first == 0 and grad_bias.size:
-                one, to = pointer(ones, 0), pointer(grad_bias, j)
-                panel_product(tile(a, 1, VECTORS), one, 0, 0, 0, 1, b, b_vector, b_step, columns, n, to, 0, begun)
-            j += columns
+                for j in range(0, columns, span):
+                    panel_product(
+                        tile(b, 1, VECTORS), pointer(ones, 0), 0, 0, 0, 1, shift(b, j // step * b_vector), b_vector, b_step,
+                        min(span, columns - j), n, pointer(grad_bias, g + j), 0, begun,
+                    )  # fmt: skip
     keep_alive(scratch)
     keep_alive(ones)
 
