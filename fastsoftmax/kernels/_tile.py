@@ -147,7 +147,7 @@ def _multiply_add(acc: Tile, ahead: bool) -> Any:
 
         if WIDE:
             run(masked)
-        else:  # masks take registers of the sums; panels that were copied have whole vectors
+        else:  # masks take registers of the sums
             whole = builder.icmp_signed(">=", columns, ir.Constant(_I64, acc.vectors * vector.lanes))
             copied = builder.icmp_signed(">", b_vector, ir.Constant(_I64, vector.lanes))
             with builder.if_else(builder.or_(whole, copied)) as (all_lanes, some):
@@ -174,7 +174,8 @@ def multiply_add(
 ) -> Any:  # fmt: skip
     """acc[r, v] += sum over t < n of a[r * a_row + t * a_step] * (the vector at b[v * b_vector + t * b_step]).
 
-    Only `rows` rows are valid: beyond, the last one is read again. Of the vectors, only the first `columns` lanes are read.
+    Only `rows` rows are valid: beyond, the last one is read again. Of the vectors, only the first `columns` lanes are read,
+    unless they lie further than their lanes apart: b is a copied panel then, which has all that `acc` has.
     """
     i64 = types.int64
     return acc(acc, a, i64, i64, i64, b, i64, i64, i64, i64), _multiply_add(acc, ahead=False)

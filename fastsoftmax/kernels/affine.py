@@ -68,7 +68,7 @@ SLAB = 512
 # has a third of the columns, and caches may be half as large: all panels are copied, for all rows, of which few at a time pass
 # through them (Zen 3, 1024 x 1024 x 1000: 0.65 of OpenBLAS's speed in the first way, 0.98 so).
 SWEEP = 512 if WIDE else 1 << 30  # rows of x for which panels of weight are copied once
-PANELS = 1 if WIDE else 128  # that are copied together
+PANELS = 1 if WIDE else 32  # that are copied together: 2 MB for each thread
 REST_ROWS, REST_VECTORS = (4, 6) if WIDE else (4, 1)  # the tile of `rest_product`
 SPREAD = 32  # vectors from row to row, beyond which panels are copied: each row of a panel is on a page of its own then
 # (b)'s tiles: rows of x by classes, classes by vectors of x
