@@ -18,7 +18,7 @@ GUARD = 77.0
 SHAPES = [
     (1, 1, 1), (1, 784, 100), (2, 40, 300), (3, 5, 49), (5, 0, 3), (0, 5, 3), (0, 5, 30), (7, 1100, 12), (9, 20, 130),
     (17, 33, 5), (40, 600, 1100), (65, 49, 10), (128, 1000, 10), (270, 17, 1), (300, 2100, 8), (530, 30, 11),
-    (130, 129, 47), (13, 1030, 33), (18, 1031, 20), (33, 50, 34), (1030, 19, 17), (9, 600, 18), (40, 3, 2),
+    (130, 129, 47), (13, 1030, 33), (18, 1031, 20), (33, 50, 34), (1030, 19, 17), (9, 600, 18), (40, 3, 2), (38, 1280, 20),
 ]  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def test_backward(shape, dtype, rng):
         check()
 
 
-@pytest.mark.parametrize("shape", [(17, 33, 5), (300, 40, 21), (9, 0, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(17, 33, 5), (300, 40, 21), (9, 0, 4), (2, 33, 21)], ids=str)
 def test_gradients_are_added_to_what_is_there(shape, dtype, rng):
     x, weight, bias, grad_out = make(shape, dtype, rng)
     grad_weight, grad_bias = weight.copy(), bias.copy()
