@@ -66,7 +66,7 @@ DEPTH = 1024
 SLAB = 512
 # With 512-bit vectors a panel at a time is copied, for many rows, which stay in a second cache of 1 MB. With 256 bits a panel
 # has a third of the columns, and caches may be half as large: all panels are copied, for all rows, of which few at a time pass
-# through them (Zen 3, 1024 x 1024 x 1000: 0.65 of OpenBLAS's speed in the first way, 0.98 so).
+# through them (Zen 3, 1000 x 1000 x 992, float32: 0.91 of OpenBLAS's speed in the first way, 1.00 so).
 SWEEP = 512 if WIDE else 1 << 30  # rows of x for which panels of weight are copied once
 PANELS = 1 if WIDE else 32  # that are copied together: 2 MB for each thread
 REST_ROWS, REST_VECTORS = (4, 6) if WIDE else (4, 1)  # the tile of `rest_product`
@@ -283,7 +283,7 @@ def turn_panels(b, b_row, n, columns, panels):
 def few_rows(x, n_rows, n_in, weight, n_out, biased, bias, relu, out, sums):
     """out = x @ weight + bias for `FEW` rows: `TOGETHER` of weight's rows at a time, as they lie, the sums in a first cache.
 
-    Where registers hold the sums of few columns (Zen 3, 784 x 1000, one row, float32: 142 -> 80 us).
+    Where registers hold the sums of few columns (Zen 3, 784 x 1000, one row, float32: 142 -> 82 us).
     """
     step, zero = lanes(x), constant(x, 0.0, 0.0)
     for i in range(n_rows):
@@ -412,7 +412,7 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
     if transposed and n_rows <= FEW:
         few_rows_transposed(x_, n_rows, n_in, w, n_out, biased, b, relu, to)
         return
-    if n_rows <= FEW and not transposed and not WIDE:
+    if n_rows <= FEW and not WIDE:
         scratch = np.empty(n_out + 2 * step, out.dtype)
         few_rows(x_, n_rows, n_in, w, n_out, biased, b, relu, to, aligned(scratch))
         keep_alive(scratch)
@@ -528,7 +528,15 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
     """
     n_rows, n_in, n_out = x.shape[0], x.shape[1], grad_out.shape[1]
     step = lanes(pointer(x, 0))
-    copied, width = n_out > SPREAD * step or (n_rows > 4 * ROWS and not WIDE), last - first
+    ones, width = np.ones(1, x.dtype), last - first
+    if n_rows <= FEW and not WIDE:
+        a, b = pointer(x, first), pointer(grad_out, 0)
+        few_rows_outer(a, n_rows, n_in, width, b, n_out, adding, pointer(grad_weight, first * n_out))
+        if first == 0 and grad_bias.size:
+            add_rows(b, n_rows, n_out, pointer(ones, 0), pointer(grad_bias, 0), adding)
+        keep_alive(ones)
+        return
+    copied = n_out > SPREAD * step or (n_rows > 4 * ROWS and not WIDE)
     span, group = VECTORS * step, PANELS * VECTORS * step if copied else n_out
     whole = n_out if copied and WIDE else n_out - rest(pointer(x, 0), n_out)
     depth, spare = min(n_rows, SLAB), turned_rest_size(pointer(x, 0), min(width, slab_rows(pointer(x, 0))))
@@ -539,14 +547,6 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
     turned = aligned(scratch)
     panels = shift(turned, spare)
     slab = shift(panels, room)
-    ones = np.ones(1, x.dtype)
-    if n_rows <= FEW and not WIDE:
-        a, b = pointer(x, first), pointer(grad_out, 0)
-        few_rows_outer(a, n_rows, n_in, width, b, n_out, adding, pointer(grad_weight, first * n_out))
-        if first == 0 and grad_bias.size:
-            add_rows(b, n_rows, n_out, pointer(ones, 0), pointer(grad_bias, 0), adding)
-        keep_alive(ones)
-        return
     for i in range(0, max(n_rows, 1), SLAB):
         n, begun = min(SLAB, n_rows - i), adding or i > 0
         a_tile, a_step = (n + 1, ROWS) if copied else (1, n_in)
