@@ -58,6 +58,11 @@ _EIGHTHS64 = (
     1.8629848670670288, 2.031599403374952, 2.215474859058509, 2.415992465328776, 2.6346584655020298, 2.8731154295619454,
     3.133154592777165, 3.4167293110591648,
 )  # fmt: skip
+# The same for c = 1
+_ROOTS = (
+    1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.4142135623730951, 1.5422108254079407,
+    1.681792830507429, 1.8340080864093424,
+)  # fmt: skip
 _INVERSE32 = 1.0 / _EIGHTHS32[0]
 _INVERSE64 = 1.0 / _EIGHTHS64[0], -2.134229522820459e-17  # a pair; the first alone, times the entry, is 1
 
@@ -155,8 +160,14 @@ def exp_begun(z: Any, base: Any) -> Any:
 
 @inline
 def exp_ended(begun: Any) -> Any:
+    return exp_ended_by(begun, _EIGHTHS32, _EIGHTHS64)
+
+
+@inline
+def exp_ended_by(begun: Any, eighths32: Any, eighths64: Any) -> Any:
+    """The same with another c and its table, see `_EIGHTHS32`."""
     t, r = begun
-    power = power_of_two(t, _EIGHTHS32, _EIGHTHS64)
+    power = power_of_two(t, eighths32, eighths64)
     value = fma(power, fma(r * r, horner(r, _P32, _P64), r), power)
     return select(t < constant(t, _LEAST32, _LEAST64), constant(t, 0.0, 0.0), value)
 
@@ -174,7 +185,7 @@ def exp_below_begun(s: Any) -> Any:
 
 @inline
 def exp_below_ended(begun: Any) -> Any:
-    return exp_ended(begun) * constant(begun[0], _INVERSE32, _INVERSE64[0])
+    return exp_ended_by(begun, _EIGHTHS32, _ROOTS) * constant(begun[0], _INVERSE32, 1.0)
 
 
 # ---- the sum of a row's exponentials, less one ------------------------------------------------------------------------
@@ -600,11 +611,7 @@ def ratio(like, a, s_hi, s_lo):
 # ---- exp in twice the precision of doubles, for gradients that all but cancel ------------------------------------------
 # ln(2)/8 in three: the first two times any k that occurs are exact
 _EIGHTH_1, _EIGHTH_2, _EIGHTH_3 = _EIGHTH_HI64, 2.0582436978583079e-13, 3.827300920023315e-25
-# 2**(i/8), i = 0..7, and what is missing, as a part of it
-_ROOTS = (
-    1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.4142135623730951, 1.5422108254079407,
-    1.681792830507429, 1.8340080864093424,
-)  # fmt: skip
+# What 2**(i/8) has beyond `_ROOTS`, as a part of it
 _ROOTS_LO = (
     0.0, -2.7939114859515733e-17, 3.3484623336251524e-17, 1.9572585293112036e-17, -6.835808657661922e-17,
     5.1548301170786783e-17, 4.875160526227062e-17, 1.790126907604513e-17,

@@ -438,10 +438,16 @@ def lane(typingctx: Any, value: Any, k: Any) -> Any:
 
 @intrinsic
 def with_lane(typingctx: Any, value: Any, k: Any, scalar: Any) -> Any:
-    """The vector with another number in lane k. A vector read where scalars were just stored waits for all stores before."""
+    """The vector with another number in lane k. A vector read where scalars were just stored waits for all stores before.
+
+    Chosen by comparing: `insert_element` at a lane not known beforehand goes through memory where vectors are not 512 bits.
+    """
+    integers = ir.VectorType(ir.IntType(_BITS[value.dtype][0]), value.lanes)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.insert_element(args[0], args[2], args[1])
+        k = _splat(builder, builder.trunc(args[1], integers.element) if integers.element.width == 32 else args[1], value.lanes)
+        here = builder.icmp_signed("==", k, ir.Constant(integers, list(range(value.lanes))))
+        return builder.select(here, _splat(builder, args[2], value.lanes), args[0])
 
     return value(value, types.int64, value.dtype), codegen
 

@@ -8,7 +8,8 @@ all times sample_weight. A * p - b all but cancels wherever the model agrees wit
 pairs (106 bits), and floats in doubles; a one-hot row still has its 1e-20 at the target.
 
 Two passes after the maximum: one takes exponentials and sums, one writes the gradient. What a label adds to its own class is
-left out of both, and put in for several rows at once, as are logarithms and divisions.
+left out of both, and put in for several rows at once, as are logarithms and divisions. Of labels without class weights what is
+left weighs alike, and A is 1: grad_j = (e_j - e / n_classes * (1 + d)) / (1 + d), in passes of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ._math import (
     exp_pair_ended,
     fast_two_sum,
     lane_add,
+    lane_part,
     log1p_pair,
     pair_less,
     plus_one,
@@ -41,6 +43,7 @@ from ._simd import (
     fma,
     item,
     keep_alive,
+    lane,
     lanes,
     load,
     load_first,
@@ -77,6 +80,13 @@ def times(a: Any, b: Any) -> Any:
 
 
 @inline
+def product(a: Any, b: Any, scale: float) -> Any:
+    """a * b * scale of pairs, scale a power of two."""
+    p, error = two_product(a[0], b[0])
+    return p * splat(scale), (error + (a[0] * b[1] + a[1] * b[0])) * splat(scale)
+
+
+@inline
 def divide(a: float, b: float) -> Any:
     """a / b of two doubles as a pair."""
     q = splat(a) / splat(b)
@@ -99,6 +109,19 @@ def gradient(like, a, e, b, d):
     if like.dtype is V32.dtype:
         return lambda like, a, e, b, d: fma(a[0], e[0], -b[0]) + fma(a[1], e[0], -(b[0] * d[0]))
     return lambda like, a, e, b, d: difference(a, e, b, d)
+
+
+@by_type
+def gradient_alike(like, e, q):
+    """The same where A is 1 and b * (1 + d) is q for every class."""
+    if like.dtype is V32.dtype:
+        return lambda like, e, q: e[0] - q[0]
+
+    def doubles(like, e, q):
+        s, error = two_diff(e[0], q[0])
+        return s + (error + (e[1] - q[1]))
+
+    return doubles
 
 
 @by_type
@@ -135,13 +158,13 @@ def weighted(like, b, weight):
 
 @by_type
 def summed(like, s, low, value):
-    """(s, low) and a value more; infinite ones may be among them."""
+    """(s, low) and a value more; after an infinite one s is infinite, or NaN, and low is NaN."""
     if like.dtype is V32.dtype:
         return lambda like, s, low, value: (s + value, low)
 
     def doubles(like, s, low, value):
         s, error = two_sum(s, value)
-        return s, low + select(error == error, error, splat(0.0))
+        return s, low + error
 
     return doubles
 
@@ -174,29 +197,37 @@ def item_pair(like, e, e_lo, j):
 
 # ---- sums over the classes --------------------------------------------------------------------------------------------------
 @by_type
-def add_exponential(like, hi, lo, lost, value):
-    """As `lane_add`; of doubles nothing is lost from the low part either."""
+def add_exponential(like, hi, lo, value):
+    """As `lane_add`, of pairs."""
     if like.dtype is V32.dtype:
+        return lambda like, hi, lo, value: lane_add(hi, lo, value[0])
 
-        def floats(like, hi, lo, lost, value):
-            hi, lo = lane_add(hi, lo, value[0])
-            return hi, lo, lost
+    def doubles(like, hi, lo, value):
+        s, lost = lane_part(hi, value[0])
+        return s, lo + (lost + value[1])
 
-        return floats
+    return doubles
 
-    def doubles(like, hi, lo, lost, value):
-        s = hi + value[0]
-        lo, error = two_sum(lo, value[0] - (s - hi))
-        return s, lo, lost + (error + value[1])
+
+@by_type
+def low_moved(like, sums):
+    """The low part of doubles' sum moved to a pair, before its own roundings count: after 16 of them at most."""
+    if like.dtype is V32.dtype:
+        return lambda like, sums: sums
+
+    def doubles(like, sums):
+        hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
+        low, error = two_sum(low, lo)
+        return hi, splat(0.0), low, lost + error, a_hi, a_lo, x_hi, x_lo
 
     return doubles
 
 
 @inline
 def no_sums() -> Any:
-    """Of exponentials in three parts, of weights as a pair, of losses less A * log1p(d) in two."""
+    """Of exponentials in four parts, of weights as a pair, of losses less A * log1p(d) in two."""
     zero = splat(0.0)
-    return splat(START64), zero, zero, zero, zero, zero, zero
+    return splat(START64), zero, zero, zero, zero, zero, zero, zero
 
 
 @inline
@@ -207,32 +238,65 @@ def classes_begun(like: Any, z: Any, m: Any) -> Any:
 
 
 @inline
-def add_classes(like: Any, begun: Any, b: Any, given: Any, e: Any, e_lo: Any, at: int, kept: bool, sums: Any) -> Any:
-    """Add them and their weights; e[at..] gets the exponentials if they are to be kept."""
-    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    s, value = begun[0], exponential_ended(like, begun[1])
+def add_exponentials(like: Any, begun: Any, e: Any, e_lo: Any, at: int, kept: bool, sums: Any) -> Any:
+    """Add them; e[at..] gets them if they are to be kept."""
+    hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
+    value = exponential_ended(like, begun[1])
     if kept:
         store_pair(like, e, e_lo, at, value)
-    hi, lo, lost = add_exponential(like, hi, lo, lost, value)
+    hi, lo = add_exponential(like, hi, lo, value)
+    return hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo
+
+
+@inline
+def add_weights(like: Any, s: Any, b: Any, given: Any, sums: Any) -> Any:
+    """Add the weights b of the classes whose logits less the maximum are s."""
+    hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
     if given[0] or given[2]:
         a_hi, error = two_sum(a_hi, b[0])
         a_lo = a_lo + (error + b[1])
     term = b[0] * -s  # 0 * inf: a masked class without weight adds nothing, but NaN does
     x_hi, x_lo = summed(like, x_hi, x_lo, select(b[0] == splat(0.0), select(s == s, splat(0.0), s), term))
-    return hi, lo, lost, a_hi, a_lo, x_hi, x_lo
+    return hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo
+
+
+@inline
+def add_alike(like: Any, s: Any, j: int, k: int, row: Any, sums: Any) -> Any:
+    """The same of k classes of one weight, of which x is left to be multiplied with it."""
+    hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
+    if k < 8:
+        s = select(row[2][0] == splat(0.0), splat(0.0), s)
+    x_hi, x_lo = summed(like, x_hi, x_lo, -s)
+    return hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo
+
+
+@inline
+def sums_ended(sums: Any) -> Any:
+    """What lanes are to be added up of: (the exponentials in two parts, A as a pair, x)."""
+    hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
+    x = x_hi + x_lo
+    return (hi, low + (lo + lost)), fast_two_sum(a_hi, a_lo), select(x_lo == x_lo, x, x_hi)
 
 
 # ---- wide rows: lanes along the row -----------------------------------------------------------------------------------------
+# `row` is (where its probabilities are, uniform, rest, given): what every class weighs, the same for those of the last vector,
+# and what else there is.
 @inline
-def class_weights(like: Any, t: Any, j: int, k: int, uniform: Any, given: Any) -> Any:
-    """b_j.. of the first k lanes, without what a label adds; 0 in the others if `uniform` is."""
+def class_weights(like: Any, j: int, k: int, row: Any) -> Any:
+    """b_j.. of the first k lanes, without what a label adds; 0 in the others."""
+    t, uniform, rest, given = row
     soft, keep, weighs, weights = given
-    b = uniform
+    b = uniform if k == 8 else rest
     if soft:
-        b = mixed(like, keep, load_wide_first(t, j, k, 0.0), uniform)
+        b = mixed(like, keep, load_wide_first(t, j, k, 0.0), b)
     if weighs:
         b = weighted(like, b, load_first(weights, j, k, splat(0.0)))
     return b
+
+
+@inline
+def add_classes(like: Any, s: Any, j: int, k: int, row: Any, sums: Any) -> Any:
+    return add_weights(like, s, class_weights(like, j, k, row), row[3], sums)
 
 
 @inline
@@ -248,39 +312,38 @@ def begun_at(z: Any, j: int, n: int, m: Any) -> Any:
 
 
 @inline
-def row_sums(z: Any, n: int, m: Any, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, kept: bool) -> Any:
+def row_sums(z: Any, n: int, m: Any, add: Any, row: Any, e: Any, e_lo: Any, kept: bool) -> Any:
     """What is to be added up over all lanes: (d and A as pairs, sum_j b_j * (m - z_j)), without what a label adds."""
     sums, j, begun, more = no_sums(), 0, begun_at(z, 0, n, m), begun_at(z, 8, n, m)
     while j + 16 <= n:
         this, other, begun, more = begun, more, begun_at(z, j + 16, n, m), begun_at(z, j + 24, n, m)
         for _ in range(2):
-            b = class_weights(z, t, j, 8, uniform, given)
-            sums = add_classes(z, this, b, given, e, e_lo, j, kept, sums)
+            sums = add(z, this[0], j, 8, row, add_exponentials(z, this, e, e_lo, j, kept, sums))
             this, j = other, j + 8
+        if j % 128 == 0:
+            sums = low_moved(z, sums)
     if j + 8 <= n:
-        b = class_weights(z, t, j, 8, uniform, given)
-        sums = add_classes(z, begun, b, given, e, e_lo, j, kept, sums)
+        sums = add(z, begun[0], j, 8, row, add_exponentials(z, begun, e, e_lo, j, kept, sums))
         begun, j = more, j + 8
     if j < n:
-        b = class_weights(z, t, j, n - j, rest, given)
-        sums = add_classes(z, begun, b, given, e, e_lo, j, kept, sums)
-    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    return pair_less(hi, lo + lost, splat(START64)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
+        sums = add(z, begun[0], j, n - j, row, add_exponentials(z, begun, e, e_lo, j, kept, sums))
+    (hi, lo), a, x = sums_ended(low_moved(z, sums))
+    return pair_less(hi, lo, splat(START64)), a, x
 
 
 @inline
-def rows_sums(
-    z: Any, n: int, count: int, most: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, apart: int,
-    kept: bool,
-) -> Any:  # fmt: skip
+def rows_sums(z: Any, n: int, count: int, most: int, alike: bool, row: Any, e: Any, e_lo: Any, apart: int, kept: bool) -> Any:
     """Their sums for `count` rows, a row in each lane, and before them the maxima."""
     zero = splat(0.0)
     m, d_hi, d_lo = zero, eight_vectors(zero), eight_vectors(zero)
     a_hi, a_lo, x = eight_vectors(zero), eight_vectors(zero), eight_vectors(zero)
     for b in range(count):
-        row, k = shift(z, b * n), b * apart
-        top = np.float64(row_max(row, n))
-        d, a, x_b = row_sums(row, n, splat(top), shift(t, b * n), uniform, rest, given, shift(e, k), shift(e_lo, k), kept)
+        z_b, k, row_b = shift(z, b * n), b * apart, (shift(row[0], b * n), row[1], row[2], row[3])
+        top = np.float64(row_max(z_b, n))
+        if alike:
+            d, a, x_b = row_sums(z_b, n, splat(top), add_alike, row_b, shift(e, k), shift(e_lo, k), kept)
+        else:
+            d, a, x_b = row_sums(z_b, n, splat(top), add_classes, row_b, shift(e, k), shift(e_lo, k), kept)
         m = with_lane(m, b, top)
         store(d_hi, b * 8, d[0])
         store(d_lo, b * 8, d[1])
@@ -293,25 +356,30 @@ def rows_sums(
 
 
 @inline
-def row_gradient(
-    n: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, a: Any, d: Any, inverse: Any, out: Any
-) -> None:  # fmt: skip
+def row_gradient(n: int, value: Any, row: Any, e: Any, e_lo: Any, inverse: Any, out: Any) -> None:
     j = 0
     while j + 8 <= n:
-        b = class_weights(out, t, j, 8, uniform, given)
-        store_narrow_first(out, j, gradient(out, a, load_pair(out, e, e_lo, j), b, d) * inverse, 8)
+        store_narrow_first(out, j, value(out, row, j, 8, load_pair(out, e, e_lo, j)) * inverse, 8)
         j += 8
     if j < n:
-        b = class_weights(out, t, j, n - j, rest, given)
-        store_narrow_first(out, j, gradient(out, a, load_pair(out, e, e_lo, j), b, d) * inverse, n - j)
+        store_narrow_first(out, j, value(out, row, j, n - j, load_pair(out, e, e_lo, j)) * inverse, n - j)
+
+
+@inline
+def class_gradient(like: Any, row: Any, j: int, k: int, e: Any) -> Any:
+    return gradient(like, row[1], e, class_weights(like, j, k, row[0]), row[2])
+
+
+@inline
+def class_gradient_alike(like: Any, row: Any, j: int, k: int, e: Any) -> Any:
+    return gradient_alike(like, e, row)
 
 
 @inline
 def rows_gradient(
-    n: int, count: int, t: Any, uniform: Any, rest: Any, given: Any, e: Any, e_lo: Any, apart: int, a: Any, d: Any,
-    inverse: Any, out: Any,
+    n: int, count: int, alike: bool, row: Any, e: Any, e_lo: Any, apart: int, a: Any, d: Any, inverse: Any, out: Any
 ) -> None:  # fmt: skip
-    """The same for `count` rows, of which `a`, `d` and `inverse` have a lane each."""
+    """The same for `count` rows, of which `a`, `d` and `inverse` have a lane each; if all weigh alike, q is at `a`."""
     a_hi, a_lo, d_hi, d_lo = vector_room(inverse), vector_room(inverse), vector_room(inverse), vector_room(inverse)
     inverses = vector_room(inverse)
     store(a_hi, 0, a[0])
@@ -320,14 +388,19 @@ def rows_gradient(
     store(d_lo, 0, d[1])
     store(inverses, 0, inverse)
     for b in range(count):
-        k, q = b * apart, splat(item(inverses, b))
-        a_b, d_b = (splat(item(a_hi, b)), splat(item(a_lo, b))), (splat(item(d_hi, b)), splat(item(d_lo, b)))
-        row_gradient(n, shift(t, b * n), uniform, rest, given, shift(e, k), shift(e_lo, k), a_b, d_b, q, shift(out, b * n))
+        k, g, by = b * apart, shift(out, b * n), splat(item(inverses, b))
+        a_b = splat(item(a_hi, b)), splat(item(a_lo, b))
+        if alike:
+            row_gradient(n, class_gradient_alike, a_b, shift(e, k), shift(e_lo, k), by, g)
+        else:
+            row_b = (shift(row[0], b * n), row[1], row[2], row[3]), a_b, (splat(item(d_hi, b)), splat(item(d_lo, b)))
+            row_gradient(n, class_gradient, row_b, shift(e, k), shift(e_lo, k), by, g)
 
 
 # ---- narrow rows: eight at a time, a row in each lane, transposed through a tile of doubles ----------------------------------
 @inline
-def lane_class_weights(like: Any, t: Any, j: int, uniform: Any, given: Any) -> Any:
+def lane_class_weights(like: Any, j: int, row: Any) -> Any:
+    t, uniform, _, given = row
     soft, keep, weighs, weights = given
     b = uniform
     if soft:
@@ -338,26 +411,32 @@ def lane_class_weights(like: Any, t: Any, j: int, uniform: Any, given: Any) -> A
 
 
 @inline
-def tile_sums(like: Any, n: int, m: Any, t: Any, uniform: Any, given: Any, e: Any, e_lo: Any) -> Any:
+def add_lane_classes(like: Any, s: Any, j: int, k: int, row: Any, sums: Any) -> Any:
+    return add_weights(like, s, lane_class_weights(like, j, row), row[3], sums)
+
+
+@inline
+def tile_sums(like: Any, n: int, m: Any, add: Any, row: Any, e: Any, e_lo: Any) -> Any:
     """As `row_sums`, of each lane; e holds the logits, then the exponentials."""
     sums, begun = no_sums(), classes_begun(like, load(e, 0), m)
     for j in range(n):
         this, begun = begun, classes_begun(like, load(e, min(j + 1, n - 1) * 8), m)
-        b = lane_class_weights(like, t, j, uniform, given)
-        sums = add_classes(like, this, b, given, e, e_lo, j * 8, True, sums)
-    hi, lo, lost, a_hi, a_lo, x_hi, x_lo = sums
-    d_hi, d_lo = two_sum(hi - splat(START64 + SHIFT64), lo + lost)
-    return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), fast_two_sum(a_hi, a_lo), x_hi + x_lo
+        sums = low_moved(like, add(like, this[0], j, 8, row, add_exponentials(like, this, e, e_lo, j * 8, True, sums)))
+    (hi, lo), a, x = sums_ended(sums)
+    d_hi, d_lo = two_sum(hi - splat(START64 + SHIFT64), lo)
+    return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), a, x
 
 
 @inline
-def tile_gradient(
-    like: Any, n: int, t: Any, uniform: Any, given: Any, e: Any, e_lo: Any, a: Any, d: Any, inverse: Any, counts: Any
-) -> None:  # fmt: skip
+def tile_gradient(like: Any, n: int, value: Any, row: Any, e: Any, e_lo: Any, inverse: Any, counts: Any) -> None:
     """It takes the place of the exponentials."""
     for j in range(n):
-        b = lane_class_weights(like, t, j, uniform, given)
-        store(e, j * 8, nonzero(counts, gradient(like, a, load_pair(like, e, e_lo, j * 8), b, d) * inverse))
+        store(e, j * 8, nonzero(counts, value(like, row, j, 8, load_pair(like, e, e_lo, j * 8)) * inverse))
+
+
+@inline
+def lane_class_gradient(like: Any, row: Any, j: int, k: int, e: Any) -> Any:
+    return gradient(like, row[1], e, lane_class_weights(like, j, row[0]), row[2])
 
 
 @inline
@@ -375,7 +454,7 @@ def soft_rows(
     n, soft, weighs, zero = logits.shape[1], labels.size == 0, class_weight.size > 0, splat(0.0)
     like, targets, weights = pointer(logits, 0), pointer(labels, 0), pointer(class_weight, 0)
     keep, uniform = two_diff(splat(1.0), splat(smoothing)), divide(smoothing, np.float64(n))
-    given = soft, keep, weighs, weights
+    given, alike = (soft, keep, weighs, weights), not (soft or weighs) and lane(uniform[0], 0) > 0.0
     values, at_target = vector_room(zero), vector_room(zero)
     store(values, 0, uniform[0])
     store(at_target, 0, uniform[1])
@@ -396,9 +475,15 @@ def soft_rows(
             m = load_tile(z, n, count, e)
             if soft:
                 load_tile(p, n, count, t_tile)
-            d, a, x = tile_sums(like, n, m, t_tile, uniform, given, e, e_lo)
+            row = t_tile, uniform, rest, given
+            if alike:
+                d, a, x = tile_sums(like, n, m, add_alike, row, e, e_lo)
+            else:
+                d, a, x = tile_sums(like, n, m, add_lane_classes, row, e, e_lo)
         else:
-            m, d, a, x = rows_sums(z, n, count, most, p, uniform, rest, given, e, e_lo, apart, wanted)
+            m, d, a, x = rows_sums(z, n, count, most, alike, (p, uniform, rest, given), e, e_lo, apart, wanted)
+        if alike:
+            x = x * uniform[0]
         z_t, e_t, w_t, counts, w, factor = zero, (zero, zero), splat(1.0), splat(1.0), splat(1.0), splat(scale)
         for b in range(count):
             if not soft:
@@ -429,10 +514,14 @@ def soft_rows(
             a = a[0] * splat(_UNIT), a[1] * splat(_UNIT)
             g_t = nonzero(counts, difference(a, e_t, add(own, weighted(like, uniform, w_t)), d) * inverse)
             store(at_target, 0, g_t)
-            if narrow:
-                tile_gradient(like, n, t_tile, uniform, given, e, e_lo, a, d, inverse, counts)
+            if alike:
+                a, inverse = product(uniform, plus_one(d[0], d[1]), SHIFT64), inverse * splat(_UNIT)
+            if not narrow:
+                rows_gradient(n, count, alike, (p, uniform, rest, given), e, e_lo, apart, a, d, inverse, g)
+            elif alike:
+                tile_gradient(like, n, class_gradient_alike, a, e, e_lo, inverse, counts)
             else:
-                rows_gradient(n, count, p, uniform, rest, given, e, e_lo, apart, a, d, inverse, g)
+                tile_gradient(like, n, lane_class_gradient, ((t_tile, uniform, rest, given), a, d), e, e_lo, inverse, counts)
             for b in range(0 if soft else count):
                 t, counts_b = row_target(targets, i + b, ignore_index)
                 if narrow:
