@@ -155,9 +155,9 @@ def test_fork_during_the_first_compile(delay):
 
 @pytest.mark.slow
 def test_fork_at_many_moments_of_the_first_compile():
-    for delay in range(30):
-        out, err = run(FORK_WHILE_COMPILING.format(check="check", delay=delay * 0.1), cache=None)
-        assert out == ["0"], (delay, err)
+    for moment in range(30):
+        out, err = run(FORK_WHILE_COMPILING.format(check="check_relu", delay=moment * 0.08), cache=None)
+        assert out == ["0"], (moment, err)
 
 
 def test_compile_that_logs_does_not_wait_for_the_fork_that_waits_for_it(cache):

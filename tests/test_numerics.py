@@ -357,6 +357,39 @@ def test_the_gradient_where_the_model_agrees(n_classes, dtype, rng):
 
 
 @pytest.mark.parametrize("n_classes", [10, 70])
+def test_the_gradient_where_the_model_agrees_with_smoothed_labels(n_classes, dtype, rng):
+    """The same of labels: all classes but the label's have very nearly what smoothing gives them."""
+    mpmath = pytest.importorskip("mpmath")
+    smoothing, labels = 0.125, rng.integers(0, n_classes, 4)
+    logits = 1e-6 * rng.standard_normal((4, n_classes))
+    logits[np.arange(4), labels] += np.log(n_classes / smoothing - n_classes + 1)
+    logits = logits.astype(dtype)
+    _, grad = fs.cross_entropy_with_grad(logits, labels, label_smoothing=smoothing, reduction="none")
+    with mpmath.workprec(200):
+        each = mpmath.mpf(smoothing) / n_classes
+        for z, label, g in zip(logits.astype(float), labels, grad):
+            e = [mpmath.exp(x) for x in z]
+            others = [float(a) - (x / mpmath.fsum(e) - each) for j, (a, x) in enumerate(zip(g, e)) if j != label]
+            error = float(max(map(abs, others)) / each)
+            assert error <= (2.0**-69 if dtype == np.float64 else 2.0**-42), error
+
+
+@pytest.mark.parametrize("n_classes", [10, 70])
+def test_an_impossible_class_smoothed(n_classes, dtype):
+    """Of a class at -inf smoothing wants a part: the loss is infinite, the gradient is that part. Where it wants none, not."""
+    logits, labels = np.zeros((11, n_classes), dtype), np.arange(11) % n_classes
+    logits[:, 5] = -np.inf
+    labels[labels == 5] = 6
+    losses, grad = fs.cross_entropy_with_grad(logits, labels, label_smoothing=0.5, reduction="none")
+    assert (losses == np.inf).all()
+    np.testing.assert_allclose(grad[:, 5], -0.5 / n_classes, rtol=1e-6)
+    assert np.isfinite(grad).all()
+    losses, grad = fs.cross_entropy_with_grad(logits, labels, label_smoothing=5e-324, reduction="none")
+    np.testing.assert_allclose(losses, np.log(n_classes - 1), rtol=1e-6)
+    assert (grad[:, 5] == 0).all()
+
+
+@pytest.mark.parametrize("n_classes", [10, 70])
 def test_smoothed_rows_that_do_not_count(n_classes, dtype):
     """Ignored ones may hold anything; of a label without weight, masked, nothing is left but the other classes."""
     logits = np.zeros((12, n_classes), dtype)
