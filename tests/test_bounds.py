@@ -224,7 +224,7 @@ def test_a_kernel_writes_its_columns_and_no_others(n_classes, first, last, inner
         assert_same_bits(result, np.where(mine, expected, dtype.type(7)), label=name)
 
 
-@pytest.mark.parametrize(("n_classes", "vectors"), [(17, 10368), (150, 1200)])
+@pytest.mark.parametrize(("n_classes", "vectors"), [(6, 29500), (17, 10368), (150, 1200)])
 @pytest.mark.parametrize("more", [0, 3])
 def test_a_large_gradient_is_written_in_its_columns_and_no_others(n_classes, vectors, more, dtype, rng):
     """More than 32 MiB of all arrays, past the caches: whole lines, and what is left before and after them."""

@@ -32,6 +32,7 @@ from ._simd import (
     store,
     stream,
 )  # fmt: skip
+from ._target import WIDE
 from .backward import dot_add, dot_at, dot_lanes, row_backward, row_log_backward
 from .turn import strips_in_rows, to_columns, to_rows
 
@@ -45,9 +46,11 @@ _STRIPS, _AHEAD = 8, 8
 # float64 810 -> 710; Emerald Rapids 1.41 -> 0.85 ms, 2.9 -> 1.75; elsewhere up to 50 % slower).
 _PAST, _COLUMNS, _FEW_COLUMNS, _MANY = 1 << 19, 4096, 1024, 24
 # So many rows of two arrays whole pages apart compete for the 8 to 12 places that the first cache has for a line: they are read
-# in runs of so many strips (float64, one thread, 50 x 8192: 350 -> 160 us, 20 x 4096: 48 -> 34; other distances 20 to 30 %
-# slower).
-_CROWD, _RUN = 16, 64
+# in runs of so many strips (float64, one thread, 50 x 8192: 350 -> 160 us, 20 x 4096: 48 -> 34; Zen 3, 10 x 8192: 101 -> 83;
+# other distances 20 to 30 % slower). Far from the caches, see `columns_ahead`, so are as many as are more than the CPU reads
+# ahead of by itself (Zen 3, 10 x 500000, one thread: float32 6.3 -> 4.2 ms, float64 11.9 -> 8.8, 10 x 500001: 7.2 -> 4.2, 14.7
+# -> 9.0; of fewer rows, 4 x 2000000, float64: 12.6 -> 15.2).
+_CROWD, _STREAMS, _RUN = 16 if WIDE else 8, 8, 64
 _run_sums, _run_dots = stack(_RUN * 128), stack(_RUN * 128)
 _sums, _dots = stack(_STRIPS * 32 * 128), stack(_STRIPS * 128)  # pairs of double vectors, 32 a strip; a pair of vectors a strip
 
@@ -66,7 +69,7 @@ def softmax_backward_columns(grad_probs, probs, grad_logits, n, inner, first, la
         where, width = k // strips * n * inner + column, min(count * step, inner - column)
         g, p, out = pointer(grad_probs, where), pointer(probs, where), pointer(grad_logits, where)
         if n < NARROW:
-            few_classes_backward(g, p, out, n, inner, width, ahead, past and inner % step == 0)
+            few_classes_backward(g, p, out, n, inner, width, ahead, past)
             k += count
         elif width >= 4 * step:
             together = min(width // (4 * step) * 4, _STRIPS)
@@ -99,15 +102,16 @@ def backward_by_rows(
 
 
 @inline
-def few_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: int, ahead: int, streaming: bool) -> None:
-    """Four strips at a time; past the caches if `streaming`, from the first whole line on."""
+def few_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: int, ahead: int, past: bool) -> None:
+    """In runs, or four strips at a time; those go past the caches from the first whole line on."""
     step = lanes(p)
-    if n >= _CROWD and inner % (64 * step) == 0:
+    if n >= (_STREAMS if ahead else _CROWD) and (ahead or inner % (64 * step) == 0):
         sums, dots = _run_sums(splat(0.0)), _run_dots(p)
         for c in range(0, width, _RUN * step):
             run = min(width - c, _RUN * step)
-            block_backward(shift(g, c), shift(p, c), shift(out, c), n, inner, run, 1, streaming, sums, dots)
+            block_backward(shift(g, c), shift(p, c), shift(out, c), n, inner, run, 1, past, sums, dots)
     else:
+        streaming = past and inner % step == 0
         c, columns = 0, step - misalignment(out, 1) if streaming else step
         while c < width:
             if columns == step and c + 4 * step <= width:
@@ -117,7 +121,7 @@ def few_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, width: in
                 columns = min(columns, width - c)
                 strip_backward(shift(g, c), shift(p, c), shift(out, c), n, inner, columns)
                 c, columns = c + columns, step
-    if streaming:
+    if past:
         fence()
 
 
