@@ -158,19 +158,6 @@ def weighted(like, b, weight):
 
 
 @by_type
-def summed(like, s, low, value):
-    """(s, low) and a value more; after an infinite one s is infinite, or NaN, and low is NaN."""
-    if like.dtype is V32.dtype:
-        return lambda like, s, low, value: (s + value, low)
-
-    def doubles(like, s, low, value):
-        s, error = two_sum(s, value)
-        return s, low + error
-
-    return doubles
-
-
-@by_type
 def store_pair(like, e, e_lo, j, value):
     if like.dtype is V32.dtype:
         return lambda like, e, e_lo, j, value: store(e, j, value[0])
@@ -211,24 +198,28 @@ def add_exponential(like, hi, lo, value):
 
 
 @by_type
-def low_moved(like, sums):
-    """The low part of doubles' sum moved to a pair, before its own roundings count: after 16 of them at most."""
+def sums_moved(like, sums):
+    """Of doubles what a plain sum has lost digits of after many terms moved to a pair, after 16 at most: lo, and x.
+
+    Once x was infinite, x_hi is, or NaN, and x_lo is NaN.
+    """
     if like.dtype is V32.dtype:
         return lambda like, sums: sums
 
     def doubles(like, sums):
-        hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
+        hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo = sums
         low, error = two_sum(low, lo)
-        return hi, splat(0.0), low, lost + error, a_hi, a_lo, x_hi, x_lo
+        x_hi, rest = two_sum(x_hi, x)
+        return hi, splat(0.0), low, lost + error, a_hi, a_lo, splat(0.0), x_hi, x_lo + rest
 
     return doubles
 
 
 @inline
 def no_sums() -> Any:
-    """Of exponentials in four parts, of weights as a pair, of losses less A * log1p(d) in two."""
+    """Of exponentials in four parts, of weights as a pair, of losses less A * log1p(d), x, in three."""
     zero = splat(0.0)
-    return splat(START64), zero, zero, zero, zero, zero, zero, zero
+    return splat(START64), zero, zero, zero, zero, zero, zero, zero, zero
 
 
 @inline
@@ -241,42 +232,42 @@ def classes_begun(like: Any, z: Any, m: Any) -> Any:
 @inline
 def add_exponentials(like: Any, begun: Any, e: Any, e_lo: Any, at: int, kept: bool, sums: Any) -> Any:
     """Add them; e[at..] gets them if they are to be kept."""
-    hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
+    hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo = sums
     value = exponential_ended(like, begun[1])
     if kept:
         store_pair(like, e, e_lo, at, value)
     hi, lo = add_exponential(like, hi, lo, value)
-    return hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo
+    return hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo
 
 
 @inline
 def add_weights(like: Any, s: Any, b: Any, given: Any, sums: Any) -> Any:
     """Add the weights b of the classes whose logits less the maximum are s."""
-    hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
+    hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo = sums
     if given[0] or given[2]:
         a_hi, error = two_sum(a_hi, b[0])
         a_lo = a_lo + (error + b[1])
     term = b[0] * -s  # 0 * inf: a masked class without weight adds nothing, but NaN does
-    x_hi, x_lo = summed(like, x_hi, x_lo, select(b[0] == splat(0.0), select(s == s, splat(0.0), s), term))
-    return hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo
+    x = x + select(b[0] == splat(0.0), select(s == s, splat(0.0), s), term)
+    return hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo
 
 
 @inline
 def add_alike(like: Any, s: Any, j: int, k: int, row: Any, sums: Any) -> Any:
     """The same of k classes of one weight, of which x is left to be multiplied with it."""
-    hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
+    hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo = sums
     if k < 8:
         s = select(row[2][0] == splat(0.0), splat(0.0), s)
-    x_hi, x_lo = summed(like, x_hi, x_lo, -s)
-    return hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo
+    x = x - s
+    return hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo
 
 
 @inline
 def sums_ended(sums: Any) -> Any:
     """What lanes are to be added up of: (the exponentials in two parts, A as a pair, x)."""
-    hi, lo, low, lost, a_hi, a_lo, x_hi, x_lo = sums
-    x = x_hi + x_lo
-    return (hi, low + (lo + lost)), fast_two_sum(a_hi, a_lo), select(x_lo == x_lo, x, x_hi)
+    hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo = sums
+    whole = x_hi + (x_lo + x)
+    return (hi, low + (lo + lost)), fast_two_sum(a_hi, a_lo), select(x_lo == x_lo, whole, x_hi)
 
 
 # ---- wide rows: lanes along the row -----------------------------------------------------------------------------------------
@@ -322,13 +313,13 @@ def row_sums(z: Any, n: int, m: Any, add: Any, row: Any, e: Any, e_lo: Any, kept
             sums = add(z, this[0], j, 8, row, add_exponentials(z, this, e, e_lo, j, kept, sums))
             this, j = other, j + 8
         if j % 128 == 0:
-            sums = low_moved(z, sums)
+            sums = sums_moved(z, sums)
     if j + 8 <= n:
         sums = add(z, begun[0], j, 8, row, add_exponentials(z, begun, e, e_lo, j, kept, sums))
         begun, j = more, j + 8
     if j < n:
         sums = add(z, begun[0], j, n - j, row, add_exponentials(z, begun, e, e_lo, j, kept, sums))
-    (hi, lo), a, x = sums_ended(low_moved(z, sums))
+    (hi, lo), a, x = sums_ended(sums_moved(z, sums))
     return pair_less(hi, lo, splat(START64)), a, x
 
 
@@ -422,7 +413,7 @@ def tile_sums(like: Any, n: int, m: Any, add: Any, row: Any, e: Any, e_lo: Any) 
     sums, begun = no_sums(), classes_begun(like, load(e, 0), m)
     for j in range(n):
         this, begun = begun, classes_begun(like, load(e, min(j + 1, n - 1) * 8), m)
-        sums = low_moved(like, add(like, this[0], j, 8, row, add_exponentials(like, this, e, e_lo, j * 8, True, sums)))
+        sums = sums_moved(like, add(like, this[0], j, 8, row, add_exponentials(like, this, e, e_lo, j * 8, True, sums)))
     (hi, lo), a, x = sums_ended(sums)
     d_hi, d_lo = two_sum(hi - splat(START64 + SHIFT64), lo)
     return (d_hi * splat(_UNIT), d_lo * splat(_UNIT)), a, x
