@@ -390,6 +390,17 @@ def test_an_impossible_class_smoothed(n_classes, dtype):
 
 
 @pytest.mark.parametrize("n_classes", [10, 70])
+def test_masked_by_the_least_number_and_smoothed(n_classes, dtype):
+    """The loss is large, and finite: it is the sum of weighted logits that fits, not that of logits."""
+    logits, least = np.zeros((9, n_classes), dtype), np.finfo(dtype).min
+    logits[:, 3:7] = least
+    losses, grad = fs.cross_entropy_with_grad(logits, np.zeros(9, int), label_smoothing=0.1, reduction="none")
+    expected = 4 * (0.1 / n_classes * -float(least))
+    np.testing.assert_allclose(losses, np.full(9, expected), rtol=4 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(grad[:, 3:7], -0.1 / n_classes, rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("n_classes", [10, 70])
 def test_smoothed_rows_that_do_not_count(n_classes, dtype):
     """Ignored ones may hold anything; of a label without weight, masked, nothing is left but the other classes."""
     logits = np.zeros((12, n_classes), dtype)

@@ -254,11 +254,11 @@ def add_weights(like: Any, s: Any, b: Any, given: Any, sums: Any) -> Any:
 
 @inline
 def add_alike(like: Any, s: Any, j: int, k: int, row: Any, sums: Any) -> Any:
-    """The same of k classes of one weight, of which x is left to be multiplied with it."""
+    """The same of k classes of one weight."""
     hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo = sums
     if k < 8:
         s = select(row[2][0] == splat(0.0), splat(0.0), s)
-    x = x - s
+    x = fma(s, -row[1][0], x)
     return hi, lo, low, lost, a_hi, a_lo, x, x_hi, x_lo
 
 
@@ -273,6 +273,11 @@ def sums_ended(sums: Any) -> Any:
 # ---- wide rows: lanes along the row -----------------------------------------------------------------------------------------
 # `row` is (where its probabilities are, uniform, rest, given): what every class weighs, the same for those of the last vector,
 # and what else there is.
+@inline
+def row_at(row: Any, k: int) -> Any:
+    return shift(row[0], k), row[1], row[2], row[3]
+
+
 @inline
 def class_weights(like: Any, j: int, k: int, row: Any) -> Any:
     """b_j.. of the first k lanes, without what a label adds; 0 in the others."""
@@ -330,7 +335,7 @@ def rows_sums(z: Any, n: int, count: int, most: int, alike: bool, row: Any, e: A
     m, d_hi, d_lo = zero, eight_vectors(zero), eight_vectors(zero)
     a_hi, a_lo, x = eight_vectors(zero), eight_vectors(zero), eight_vectors(zero)
     for b in range(count):
-        z_b, k, row_b = shift(z, b * n), b * apart, (shift(row[0], b * n), row[1], row[2], row[3])
+        z_b, k, row_b = shift(z, b * n), b * apart, row_at(row, b * n)
         top = np.float64(row_max(z_b, n))
         if alike:
             d, a, x_b = row_sums(z_b, n, splat(top), add_alike, row_b, shift(e, k), shift(e_lo, k), kept)
@@ -385,7 +390,7 @@ def rows_gradient(
         if alike:
             row_gradient(n, class_gradient_alike, a_b, shift(e, k), shift(e_lo, k), by, g)
         else:
-            row_b = (shift(row[0], b * n), row[1], row[2], row[3]), a_b, (splat(item(d_hi, b)), splat(item(d_lo, b)))
+            row_b = row_at(row, b * n), a_b, (splat(item(d_hi, b)), splat(item(d_lo, b)))
             row_gradient(n, class_gradient, row_b, shift(e, k), shift(e_lo, k), by, g)
 
 
@@ -474,8 +479,6 @@ def soft_rows(
                 d, a, x = tile_sums(like, n, m, add_lane_classes, row, e, e_lo)
         else:
             m, d, a, x = rows_sums(z, n, count, most, alike, (p, uniform, rest, given), e, e_lo, apart, wanted)
-        if alike:
-            x = x * uniform[0]
         z_t, e_t, w_t, counts, w, factor = zero, (zero, zero), splat(1.0), splat(1.0), splat(1.0), splat(scale)
         for b in range(count):
             if not soft:
