@@ -1,20 +1,14 @@
-"""Kernels over the rows of a matrix: on how many threads, in which chunks, and whether results go past the caches.
-
-And arrays of any layout as such matrices, and back.
-"""
+"""Kernels over the rows of a matrix: on how many threads, in which chunks, and whether results go past the caches."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from . import _arrays, _threads
-from .kernels import KERNELS
+from . import _threads
 
 Array = NDArray[Any]
 
@@ -22,8 +16,6 @@ Array = NDArray[Any]
 # is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
 SMALL, SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
-_RUN, _LONG_RUN = 4, 16  # strips down columns, see `strips_together`
-FEW_STRIPS = 64  # of a small array, for softmax and its like: one thread (100 x 128, float64: 8.0 us, shared 10.7)
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
 # (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
@@ -96,45 +88,3 @@ def streams(out: Array, n_classes: int, n_arrays: int = 2, times_sooner: int = 1
 def softmax_streams(out: Array, n_classes: int) -> bool:
     """Doubles from half as many bytes on (two threads, 1000 x 1000: 193 -> 178 us, log_softmax 205 -> 185)."""
     return streams(out, n_classes, 2, out.itemsize // 4)
-
-
-def over_columns(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int, inner: int, array: Array) -> None:
-    """Run a kernel down the columns of an array (n_outer, n, inner), in chunks of strips of 64 bytes."""
-    strip = 64 // array.itemsize
-    strips = array.size // (n * inner) * -(-inner // strip)
-    over_rows(kernel, (*arguments, n, inner), (strips, strip * n), strips_together(strips))
-
-
-def strips_together(strips: int) -> int:
-    """Strips of 64 bytes that a thread takes at a time: two shares for each in runs of at least 1 KiB, or one in shorter ones.
-
-    Where two threads meet, in each row, the CPU fetches lines for the one that the other is about to write, so runs are of at
-    least 256 bytes (softmax_backward, two threads, 1000 x 128, float32, in runs of 128: 27 -> 41 us; 1000 x 256, float64, in
-    runs of 1 KiB: 115 -> 70). Past the caches longer runs are faster (4096 x 4096, float64: 18.0 ms in runs of 1 KiB, 14.8 so).
-    """
-    if strips < 4 * _RUN:
-        return strips
-    threads = _threads.get_num_threads()
-    return -(-max(_RUN, strips // (2 * threads), min(_LONG_RUN, -(-strips // threads))) // _RUN) * _RUN
-
-
-# ---- layouts ----------------------------------------------------------------------------------------------------------
-def to_rows(a: Array, axes: tuple[int, ...], n_classes: int, dtype: Any) -> Array:
-    """`_arrays.to_rows`, columns copied by a kernel (150 x 16384, float32: 5.4 -> 0.6 ms, two threads 0.3)."""
-    if not a.size or not _arrays.is_columns(a, axes, dtype):
-        return _arrays.to_rows(a, axes, n_classes, dtype)
-    rows = np.empty((a.size // n_classes, n_classes), dtype)
-    _turn(a, rows, a, axes[0], False)
-    return rows
-
-
-def fill_from_rows(out: Array, rows: Array, axes: tuple[int, ...]) -> None:
-    """The way back, into an array of any layout."""
-    if out.size and _arrays.is_columns(out, axes, rows.dtype):
-        _turn(rows, out, out, axes[0], True)
-    else:
-        _arrays.fill(out, _arrays.from_rows(rows, out.shape, axes))
-
-
-def _turn(source: Array, to: Array, like: Array, k: int, back: bool) -> None:
-    over_columns(KERNELS["turn"][to.dtype], (source, to, back), like.shape[k], math.prod(like.shape[k + 1 :]), like)

@@ -21,19 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
-from ._rows import (
-    FEW_STRIPS,
-    SHORT,
-    SMALL,
-    fill_from_rows,
-    over_columns,
-    over_rows,
-    softmax_streams,
-    streams,
-    strips_together,
-    sum_over_rows,
-    to_rows,
-)  # fmt: skip
+from ._columns import FEW_STRIPS, down_columns, fill_from_rows, to_rows
+from ._rows import SHORT, SMALL, over_rows, softmax_streams, streams, sum_over_rows
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
 from .kernels import KERNELS, NARROW, build_all, environment
 
@@ -72,7 +61,7 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
         out is None or _arrays.safe_to_fill(result, x)
     ):
         inner = math.prod(x.shape[axes[0] + 1 :])
-        over_columns(KERNELS[name + "_columns"][dtype], (x, result), n_classes, inner, x)
+        down_columns(name, (x, result), n_classes, inner)
         return result
     rows = to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
@@ -108,12 +97,11 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
     try:
         if logits.nbytes <= SHORT or (how and size <= SMALL and n_rows < FEW_STRIPS):
             kernel(logits, result, n_classes, how, 0, n_rows, 0)
+        elif how:
+            down_columns(name, (logits, result), n_classes, how, 0)
         else:
-            if how:
-                shape, least = (n_rows, size // n_rows), strips_together(n_rows)
-            else:
-                shape, least, how = (n_rows, n_classes), 1, softmax_streams(result, n_classes) and result is not logits
-            over_rows(kernel, (logits, result, n_classes, how), shape, least, 0)
+            streaming = softmax_streams(result, n_classes) and result is not logits
+            over_rows(kernel, (logits, result, n_classes, streaming), (n_rows, n_classes), 1, 0)
     except TypeError:  # not C-contiguous, not aligned, ...
         return None
     return result
@@ -292,7 +280,7 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
     n_classes, grad_logits = shape[axis], empty(shape, dtype) if out is None else out
     try:
         if inner > 1:
-            over_columns(kernel, (grad, result, grad_logits), n_classes, inner, grad)
+            down_columns(name, (grad, result, grad_logits), n_classes, inner)
         else:
             streaming = size > SMALL and streams(grad_logits, n_classes, 3) and out is not grad and out is not result
             over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
@@ -313,7 +301,7 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     dtype = COMPUTED_IN[dtype_out]
     if all(_arrays.is_columns(a, axes, dtype) for a in (g, y, grad_logits)) and _arrays.safe_to_fill(grad_logits, g, y):
         inner = math.prod(y.shape[axes[0] + 1 :])
-        over_columns(KERNELS[name + "_columns"][dtype], (g, y, grad_logits), n_classes, inner, y)
+        down_columns(name, (g, y, grad_logits), n_classes, inner)
         return grad_logits
     g_rows, y_rows = (to_rows(a, axes, n_classes, dtype) for a in (g, y))
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)

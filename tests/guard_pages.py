@@ -87,6 +87,7 @@ def calls(fs, rng, dtype, n, k, put):
     column_grad, column_probs = put(rng.standard_normal((2, k, n)).astype(dtype)), put(rng.random((2, k, n)).astype(dtype))
     column_labels = put(rng.integers(0, k, (2, n)))
     matrix, out_matrix = put((4 * rng.standard_normal((k, n))).astype(dtype)), put(np.full((k, n), np.nan, dtype))
+    matrix_grad = put(rng.standard_normal((k, n)).astype(dtype))
     out, out_columns = put(np.full((n, k), np.nan, dtype)), put(np.full((2, k, n), np.nan, dtype))
     n_in = int(rng.choice(COLUMNS))
     x, bias = put(rng.standard_normal((n, n_in)).astype(dtype)), put(rng.standard_normal(k).astype(dtype))
@@ -98,6 +99,9 @@ def calls(fs, rng, dtype, n, k, put):
         (fs.softmax, (rows,), {"out": out}),
         (fs.softmax, (rows.T,), {"axis": 0}),
         (fs.softmax, (columns,), {"axis": 1, "out": out_columns}),
+        (fs.softmax, (matrix,), {"axis": 0}),
+        (fs.log_softmax, (matrix,), {"axis": 0, "out": out_matrix}),
+        (fs.softmax_backward, (matrix_grad, matrix), {"axis": 0, "out": out_matrix}),
         (fs.log_softmax, (rows,), {"out": out}),
         (fs.log_softmax, (columns,), {"axis": 1, "out": out_columns}),
         (fs.logsumexp, (rows,), {}),
@@ -147,15 +151,20 @@ def in_place_of_numpy(guarded, *modules):
             module.np = np
 
 
-def main(dtype, at_end, sizes, *, streaming=False):
-    """Every call against the forbidden pages, and once more without them: it lives, and the results are the same."""
-    import fastsoftmax as fs
-    from fastsoftmax import _affine, _arrays, _rows, _threads, functional
+def main(dtype, at_end, sizes, *, large=False):
+    """Every call against the forbidden pages, and once more without them: it lives, and the results are the same.
 
-    modules = _affine, _arrays, _rows, _threads, functional
+    `large`: what is done with large arrays, done with all: results go past the caches, threads share the classes.
+    """
+    import fastsoftmax as fs
+    from fastsoftmax import _affine, _arrays, _columns, _rows, _threads, functional
+
+    modules = _affine, _arrays, _columns, _rows, _threads, functional
     guarded = GuardedNumpy(at_end)
-    if streaming:
-        _rows._STREAM = _rows._STREAM_ROW = 0
+    if large:
+        fs.set_num_threads(2)
+        _rows._STREAM = _rows._STREAM_ROW = _columns._PAST = _columns._CLASSES = 0
+        _columns._SHARED = {name: (share, 0) for name, (share, _) in _columns._SHARED.items()}
     count = 0
     for n, k in sizes:
         plain = calls(fs, np.random.default_rng([n, k]), dtype, n, k, np.array)

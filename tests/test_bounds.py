@@ -16,7 +16,7 @@ from tolerance import assert_same_bits
 import fastsoftmax as fs
 from fastsoftmax.kernels import KERNELS, _narrow
 
-CALLS = 137_728  # of the slow run: 32 calls, 538 sizes, 2 dtypes, 2 ends, results in the caches and past them
+CALLS = 150_640  # of the slow run: 35 calls, 538 sizes, 2 dtypes, 2 ends, small arrays and as if large
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="protects pages by Linux' mprotect")
 
@@ -65,9 +65,12 @@ def test_no_call_touches_what_lies_beyond_its_arrays():
     """Every function, with every argument, result and copy against a page that nobody may touch."""
     code = f"""
         import guard_pages
-        print(sum(guard_pages.main(dtype, at_end, {FEW}) for dtype in ("float32", "float64") for at_end in (True, False)))
+        for large in (False, True):
+            for dtype in ("float32", "float64"):
+                for at_end in (True, False):
+                    print(guard_pages.main(dtype, at_end, {FEW}, large=large))
     """
-    assert int(run(code)) == 32 * len(FEW) * 4
+    assert run(code).split() == [str(35 * len(FEW))] * 8
 
 
 @linux
@@ -84,14 +87,14 @@ def test_training_touches_nothing_beyond_its_arrays():
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("streaming", [False, True], ids=["", "streaming"])
+@pytest.mark.parametrize("large", [False, True], ids=["", "large"])
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
-def test_no_call_touches_what_lies_beyond_its_arrays_for_any_size(at_end, streaming, dtype):
-    """The same around the widths of vectors and tiles, with chunks on threads, and with results written past the caches."""
+def test_no_call_touches_what_lies_beyond_its_arrays_for_any_size(at_end, large, dtype):
+    """The same around the widths of vectors and tiles, with chunks on threads, and as large arrays are treated."""
     sizes = [(n, k) for n in ROWS for k in COLUMNS] + LARGE
     code = f"""
         import guard_pages
-        print(guard_pages.main({dtype.name!r}, {at_end}, {sizes}, streaming={streaming}))
+        print(guard_pages.main({dtype.name!r}, {at_end}, {sizes}, large={large}))
     """
     assert int(run(code)) == CALLS // 8
 
@@ -237,6 +240,41 @@ def test_a_large_gradient_is_written_in_its_columns_and_no_others(n_classes, vec
     out = np.full_like(g, 7)
     KERNELS["softmax_backward_columns"][dtype](g, y, out, n_classes, inner, first, last, 0)
     assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize(("n_classes", "inner"), [(40, 8), (517, 21), (300, 130)])
+def test_a_kernel_of_shared_classes_writes_its_share_and_no_more(n_classes, inner, dtype, rng):
+    """Parts of the classes, lanes of a row, and rows of the result."""
+    z, g = rng.standard_normal((2, n_classes, inner)).astype(dtype)
+    probs, out, step = fs.softmax(z, axis=0), np.full_like(z, 7), 64 // dtype.itemsize
+    run = -(-inner // step) * step
+    maxima, factors, dots = np.full((5, run), 7, dtype), np.ones((2, run), dtype), np.ones((2, run), dtype)
+    KERNELS["shared_maxima"][dtype](z, maxima, n_classes, inner, 1, 3, 0)
+    _only_rows(maxima, 1, 3, "maxima")
+    most = z.max(axis=0)
+    most.resize(run)
+    for keep, exact in ((True, False), (False, True)):
+        sums, halves, e = np.full((2, step, run), 7, dtype), np.full((step, 16 * run // step), 7.0), np.full_like(z, 7)
+        KERNELS["shared_sums"][dtype](z, most, e, sums.reshape(-1, run), halves, keep, exact, n_classes, inner, 2, 5, 0)
+        _only_rows(sums[0], 2, 5, "sums")
+        _only_rows(sums[1], 2, 5, "what sums lost")
+        _only_rows(halves, 2, 5, "halves")
+        written = (np.arange(n_classes) % step >= 2) & (np.arange(n_classes) % step < 5) & keep
+        np.testing.assert_array_equal((e != 7).all(axis=1), written)
+        np.testing.assert_array_equal((e != 7).any(axis=1), written)
+    products = np.full(32 * run + 8, 7.0)
+    products = products[-products.ctypes.data // 8 % 8 :][: 32 * run]
+    KERNELS["shared_products"][dtype](g, probs, products.base, n_classes, inner, 3, step + 2, 0)
+    _only_rows(products.reshape(2 * step, -1), 3, step + 2, "products")
+    for streaming in (False, True):
+        for name, arguments in {
+            "shared_softmax": (z, most, factors, out, False, inner),
+            "shared_log_softmax": (z, most, factors, out, streaming, inner),
+            "shared_softmax_backward": (g, probs, dots, out, streaming, inner),
+        }.items():
+            out.fill(7)
+            KERNELS[name][dtype](*arguments, 6, 31, 0)
+            _only_rows(out, 6, 31, name)
 
 
 def _only_rows(out, first, last, label):

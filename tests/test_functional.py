@@ -221,6 +221,27 @@ def test_columns_that_threads_share_have_the_bits_of_rows(function, n_classes, t
         assert_same_bits(call(logits, axis=1, out=logits), expected)
 
 
+# In vectors of columns, and some more: a whole number of what a row adds up together, and others; less than a vector, and many;
+# within the caches and, the last, past them.
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "softmax_backward"])
+@pytest.mark.parametrize(
+    ("n_classes", "vectors", "more"), [(512, 64, 0), (9000, 3, 5), (100_003, 0, 8), (1037, 40, 3), (5003, 64, 1)]
+)
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_classes_that_threads_share_give_the_bits_of_rows(function, n_classes, vectors, more, threads, dtype, rng):
+    columns = vectors * (64 // dtype.itemsize) + more
+    z = rng.standard_normal((n_classes, columns), np.float32).astype(dtype)
+    z[:, 2], z[:, 3], z[7, 4], z[-1, 5], z[0, 6] = 0, -np.inf, np.nan, np.inf, -np.inf
+    call = getattr(fs, function)
+    first = () if function != "softmax_backward" else (rng.standard_normal(z.shape, np.float32).astype(dtype),)
+    z = z if not first else fs.softmax(z, axis=0)
+    expected = np.ascontiguousarray(call(*(np.ascontiguousarray(a.T) for a in (*first, z))).T)
+    elsewhere = np.empty(z.size + 5, dtype)[5:].reshape(z.shape)
+    with fs.num_threads(threads):
+        for to in (None, elsewhere, z):
+            assert_same_bits(call(*first, z, axis=0, out=to), expected)
+
+
 @pytest.mark.parametrize("shape", [(3, 10), (300, 7), (2, 3, 10)])
 def test_axis_1_is_the_last_of_a_matrix_and_the_middle_of_a_cube(shape, dtype, rng):
     z, g = (4 * rng.standard_normal((2, *shape))).astype(dtype)

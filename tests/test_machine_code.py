@@ -35,6 +35,8 @@ ROW_KERNELS = [
     "affine", "affine_parts", "add_parts", "affine_grad_weight", "thin_grad_weight", "add_thin_parts",
     "linear_cross_entropy", "sgd_update", "momentum_update", "adam_update", "softmax_columns", "log_softmax_columns",
     "softmax_backward_columns", "log_softmax_backward_columns", "cross_entropy_columns", "cross_entropy_with_grad_columns",
+    "shared_maxima", "shared_sums", "shared_factors", "shared_softmax", "shared_log_softmax", "shared_products", "shared_dots",
+    "shared_softmax_backward",
 ]  # fmt: skip
 # Kernels that do no arithmetic on the elements of a row.
 OTHERS = {

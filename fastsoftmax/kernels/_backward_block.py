@@ -21,24 +21,41 @@ def block_backward(
 
     `sums` has room for as many pairs of double vectors a strip of columns, `dots` for a pair of vectors.
     """
+    strips = (width + lanes(p) - 1) // lanes(p)
+    block_sums(g, p, n, inner, width, each, 0, each, sums)
+    block_dots(p, sums, strips, each, dots)
+    for j in range(0, n * inner, inner):
+        write_row(shift(out, j), width, streaming, gradient_at, (shift(g, j), shift(p, j), dots, strips * lanes(p)))
+
+
+@inline
+def block_sums(
+    g: Any, p: Any, n: int, inner: int, width: int, each: int, first: int, last: int, sums: Any
+) -> None:  # fmt: skip
+    """Of each column's sums those from `first` up to `last`."""
     step, by = lanes(p), each * inner
-    strips, fours, whole = (width + step - 1) // step, n // (4 * each) * (4 * each), n // each * each
-    for k in range(0, 16 * each * strips, 8):
+    size, fours, whole = (width + step - 1) // step * 16, n // (4 * each) * (4 * each), n // each * each
+    for k in range(first * size, last * size, 8):
         store(sums, k, splat(0.0))
     for j in range(0, fours, 4 * each):
-        for k in range(each):
+        for k in range(first, last):
             at = (j + k) * inner
-            add_products(shift(g, at), shift(p, at), width, True, by, shift(sums, 16 * k * strips))
+            add_products(shift(g, at), shift(p, at), width, True, by, shift(sums, k * size))
     for j in range(fours, n):
         k = j % each if j < whole else (j - whole) % step
-        add_products(shift(g, j * inner), shift(p, j * inner), width, False, by, shift(sums, 16 * k * strips))
+        if first <= k < last:
+            add_products(shift(g, j * inner), shift(p, j * inner), width, False, by, shift(sums, k * size))
+
+
+@inline
+def block_dots(p: Any, sums: Any, strips: int, each: int, dots: Any) -> None:
+    """What each column's sums come to; the second parts of pairs follow the first."""
+    step = lanes(p)
     for strip in range(strips):
         total = shift(sums, 16 * strip)
         hi, lo = dot_lanes(load(p, 0), (load(total, 0), load(total, 8))) if each == 1 else sums_total(p, total, 16 * strips)
         store(dots, strip * step, hi)
         store(dots, (strips + strip) * step, lo)
-    for j in range(0, n * inner, inner):
-        write_row(shift(out, j), width, streaming, _gradient_at, (shift(g, j), shift(p, j), dots, strips * step))
 
 
 @inline
@@ -96,7 +113,7 @@ def sums_total(p, sums, by):
 
 
 @inline
-def _gradient_at(row: Any, j: int, k: int) -> Any:
+def gradient_at(row: Any, j: int, k: int) -> Any:
     g, p, dots, lo = row
     zero = constant(p, 0.0, 0.0)
     value = load_first(g, j, k, zero) - load_first(dots, j, k, zero)
