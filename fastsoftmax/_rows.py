@@ -16,6 +16,7 @@ Array = NDArray[Any]
 # is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
 SMALL, SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
+SOFT_COST = 5e-4  # microseconds a byte of logits with soft targets: 3e-4 to 12e-4
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
 # (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
@@ -37,19 +38,22 @@ def over_rows(
         _shared(kernel, arguments, shape, least, 2 * threads, threads)
 
 
-def sum_over_rows(kernel: Callable[..., float], arguments: tuple[Any, ...], shape: tuple[int, int]) -> float:
+def sum_over_rows(
+    kernel: Callable[..., float], arguments: tuple[Any, ...], shape: tuple[int, int], cost: float = _COST
+) -> float:  # fmt: skip
     """The same for a kernel that returns a sum, in chunks that do not depend on the number of threads."""
     n_rows, n_columns = shape
     if n_rows * n_columns <= SMALL:
         return kernel(*arguments, 0, n_rows, 0)
-    return _shared(kernel, arguments, shape, 1, _CHUNKS, _threads.threads_now())
+    return _shared(kernel, arguments, shape, 1, _CHUNKS, _threads.threads_now(), cost)
 
 
 def _shared(
-    kernel: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, int], least: int, chunks: int, threads: int
+    kernel: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, int], least: int, chunks: int, threads: int,
+    cost: float = _COST,
 ) -> Any:  # fmt: skip
     """`_threads.run_rows`, what shapes alone decide being remembered: that is 0.3 us of 9 (128 x 1000, two threads)."""
-    _, job, helpers, cost = _plan(pool := _threads.pool, shape, least, chunks, threads)
+    _, job, helpers, cost = _plan(pool := _threads.pool, shape, least, chunks, threads, cost)
     if helpers:
         pool.ask(helpers, cost)
     return kernel(*arguments, 0, shape[0], job)
@@ -57,11 +61,11 @@ def _shared(
 
 @lru_cache(maxsize=256)
 def _plan(
-    pool: _threads.Pool, shape: tuple[int, int], least: int, chunks: int, threads: int
+    pool: _threads.Pool, shape: tuple[int, int], least: int, chunks: int, threads: int, cost: float
 ) -> tuple[Any, int, int, float]:  # fmt: skip
     """What `_threads.job` gives, and about how many microseconds the work takes one thread."""
     n_rows, n_columns = shape
-    cost = n_rows * n_columns * _COST
+    cost *= n_rows * n_columns
     return *_threads.job(pool, n_rows, _rows_of_chunk(shape, least, chunks), threads, cost), cost
 
 

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
 from ._columns import FEW_STRIPS, down_columns, fill_from_rows, to_rows
-from ._rows import SHORT, SMALL, over_rows, softmax_streams, streams, sum_over_rows
+from ._rows import SHORT, SMALL, SOFT_COST, over_rows, softmax_streams, streams, sum_over_rows
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
 from .kernels import KERNELS, NARROW, build_all, environment
 
@@ -577,10 +577,9 @@ def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
     labels, probs, by_class, by_row, ignore_index, smoothing, *_ = loss
     arguments: tuple[Any, ...] = (by_class, by_row, ignore_index, losses)
     if probs.size or smoothing:
-        kernel, arguments = KERNELS["soft_cross_entropy"][rows.dtype], (rows, labels, probs, smoothing, *arguments)
-    else:
-        kernel, arguments = _loss[rows.dtype], (rows, labels, *arguments)
-    return sum_over_rows(kernel, arguments, rows.shape)
+        kernel = KERNELS["soft_cross_entropy"][rows.dtype]
+        return sum_over_rows(kernel, (rows, labels, probs, smoothing, *arguments), rows.shape, SOFT_COST * rows.itemsize)
+    return sum_over_rows(_loss[rows.dtype], (rows, labels, *arguments), rows.shape)
 
 
 def cross_entropy_with_grad(
@@ -700,12 +699,9 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
     arguments: tuple[Any, ...] = (by_class, by_sample, ignore_index, by_row, scale, denominator, losses, grad)
     if probs.size or smoothing:
         kernel = KERNELS["soft_cross_entropy_with_grad"][rows.dtype]
-        arguments = (rows, labels, probs, smoothing, *arguments)
-    else:
-        kernel = _gradient[rows.dtype]
-        streaming = streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows)
-        arguments = (rows, labels, *arguments, streaming)
-    return sum_over_rows(kernel, arguments, rows.shape)
+        return sum_over_rows(kernel, (rows, labels, probs, smoothing, *arguments), rows.shape, SOFT_COST * rows.itemsize)
+    streaming = streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows)
+    return sum_over_rows(_gradient[rows.dtype], (rows, labels, *arguments, streaming), rows.shape)
 
 
 def cross_entropy_grad_hess(
