@@ -282,7 +282,7 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
         if inner > 1:
             down_columns(name, (grad, result, grad_logits), n_classes, inner)
         else:
-            streaming = size > SMALL and streams(grad_logits, n_classes, 3) and out is not grad and out is not result
+            streaming = size > SMALL and softmax_streams(grad_logits, n_classes, 3) and out is not grad and out is not result
             over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
     except TypeError:  # of two dtypes, not C-contiguous, not aligned, ...
         return None
@@ -306,7 +306,7 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     g_rows, y_rows = (to_rows(a, axes, n_classes, dtype) for a in (g, y))
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
-    streaming = streams(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
+    streaming = softmax_streams(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
     over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape)
     if not direct:
         fill_from_rows(grad_logits, target, axes)
