@@ -24,6 +24,10 @@ _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
 # stays (softmax, 4096 x 1000, one thread: float32 1.05 -> 0.81 ms, float64 2.34 -> 1.71; two threads, 2000 x 1000, float32:
 # 0.17 -> 0.27; shorter rows gain less than each row costs: 16384 x 500, float32, one thread: 2.7 -> 2.8 ms).
 _STREAM, _STREAM_ROW = 14 << 20, 7 << 10
+# Where each result is written once (Zen 3, beside peers that use the caches too, one thread and two: softmax_backward, 1024 x
+# 1000, float32 847 -> 664, 562 -> 361 us, 512 x 1000, float64 1,240 -> 557, 683 -> 421, float32 the same; log_softmax, 1024 x
+# 1000, float32 1.5 -> 2.0 times as fast as the best of them).
+_ONCE = 7 << 20
 
 
 def over_rows(
@@ -78,19 +82,22 @@ def _rows_of_chunk(shape: tuple[int, int], least: int, chunks: int) -> int:
     return -(-n_rows // ((1 << (many - 1).bit_length()) * least)) * least
 
 
-def streams(out: Array, n_classes: int, n_arrays: int = 2, times_sooner: int = 1) -> bool:
+def streams(out: Array, n_classes: int, times_sooner: int = 1) -> bool:
     """Whether results go past the caches: from so many bytes on, up to half as many again where rows are short.
 
     For two times sooner, from half as many.
     """
-    row, size = n_arrays * n_classes * out.itemsize, n_arrays * out.nbytes * times_sooner
+    row, size = 2 * n_classes * out.itemsize, 2 * out.nbytes * times_sooner
     if size < _STREAM or row < _STREAM_ROW:
         return False
     return 2 * size * min(row, 3 * _STREAM_ROW // 2) >= 3 * _STREAM * _STREAM_ROW * _threads.threads_now()
 
 
-def softmax_streams(out: Array, n_classes: int, n_arrays: int = 2) -> bool:
-    """Doubles from half as many bytes on (two threads, 1000 x 1000: 193 -> 178 us, log_softmax 205 -> 185; Zen 3,
-    softmax_backward, 1024 x 1000: 942 -> 533).
-    """
-    return streams(out, n_classes, n_arrays, out.itemsize // 4)
+def softmax_streams(out: Array, n_classes: int) -> bool:
+    """Doubles from half as many bytes on (two threads, 1000 x 1000: 193 -> 178 us)."""
+    return streams(out, n_classes, out.itemsize // 4)
+
+
+def streams_once(out: Array, n_classes: int, n_arrays: int) -> bool:
+    """The same where a result is written once, not exponentials in its place before: sooner, on any number of threads."""
+    return n_arrays * out.nbytes >= _ONCE and n_arrays * n_classes * out.itemsize >= _STREAM_ROW

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
 from ._columns import FEW_STRIPS, down_columns, fill_from_rows, to_rows
-from ._rows import SHORT, SMALL, SOFT_COST, over_rows, softmax_streams, streams, sum_over_rows
+from ._rows import SHORT, SMALL, SOFT_COST, over_rows, softmax_streams, streams, streams_once, sum_over_rows
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
 from .kernels import KERNELS, NARROW, build_all, environment
 
@@ -67,11 +67,15 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
     kernel = KERNELS[name][dtype]
-    streaming = softmax_streams(target, n_classes) and (out is None or not np.may_share_memory(target, rows))
+    streaming = _streams(name, target, n_classes) and (out is None or not np.may_share_memory(target, rows))
     over_rows(kernel, (rows, target, n_classes, streaming), rows.shape)
     if not direct:
         fill_from_rows(result, target, axes)
     return result
+
+
+def _streams(name: str, result: Array, n_classes: int) -> bool:
+    return softmax_streams(result, n_classes) if name == "softmax" else streams_once(result, n_classes, 2)
 
 
 def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
@@ -100,7 +104,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
         elif how:
             down_columns(name, (logits, result), n_classes, how, 0)
         else:
-            streaming = softmax_streams(result, n_classes) and result is not logits
+            streaming = _streams(name, result, n_classes) and result is not logits
             over_rows(kernel, (logits, result, n_classes, streaming), (n_rows, n_classes), 1, 0)
     except TypeError:  # not C-contiguous, not aligned, ...
         return None
@@ -282,7 +286,7 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
         if inner > 1:
             down_columns(name, (grad, result, grad_logits), n_classes, inner)
         else:
-            streaming = size > SMALL and softmax_streams(grad_logits, n_classes, 3) and out is not grad and out is not result
+            streaming = size > SMALL and streams_once(grad_logits, n_classes, 3) and out is not grad and out is not result
             over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
     except TypeError:  # of two dtypes, not C-contiguous, not aligned, ...
         return None
@@ -306,7 +310,7 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     g_rows, y_rows = (to_rows(a, axes, n_classes, dtype) for a in (g, y))
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
-    streaming = softmax_streams(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
+    streaming = streams_once(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
     over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape)
     if not direct:
         fill_from_rows(grad_logits, target, axes)

@@ -19,7 +19,7 @@ import reference
 from tolerance import EXACT, WEIGHTED, assert_products, assert_ulps
 
 import fastsoftmax
-from fastsoftmax import _affine, _rows, functional
+from fastsoftmax import _affine, _columns, _rows, functional
 
 ROWS = [0, 1, 2, 3, 7, 8, 9, 16, 17, 33]
 COLUMNS = [1, 1, 2, 3, 4, 7, 8, 9, 10, 11, 15, 16, 17, 33, 63, 64, 65, 100, 103, 104]
@@ -597,14 +597,16 @@ def draw(r, function=None, *, faults=0.3):
 
 @contextlib.contextmanager
 def _settings(chunk=None, threads=None, stream=False, errors=None):
-    """Chunks and threads, and results written past the caches, without the sizes that they are for."""
+    """Chunks and threads, classes shared, and results written past the caches, without the sizes that they are for."""
     if chunk is None:
         yield
         return
-    sizes = {"SMALL": chunk, "_LEAST": chunk, "_MOST": chunk} | ({"_STREAM": 0, "_STREAM_ROW": 0} if stream else {})
+    sizes = {"SMALL": chunk, "_LEAST": chunk, "_MOST": chunk} | ({"_STREAM": 0, "_STREAM_ROW": 0, "_ONCE": 0} if stream else {})
+    shared = {name: (share, 0) for name, (share, _) in _columns._SHARED.items()}
     with (
         mock.patch.multiple(functional, SMALL=chunk, SHORT=chunk),
         mock.patch.multiple(_rows, **sizes),
+        mock.patch.multiple(_columns, _CLASSES=0, _SHARED=shared, **({"_PAST": 0} if stream else {})),
         mock.patch.object(_rows, "_plan", _rows._plan.__wrapped__),  # without what it remembers
         mock.patch.multiple(_affine, SMALL=chunk, CHUNK=chunk),
         fastsoftmax.num_threads(threads),
