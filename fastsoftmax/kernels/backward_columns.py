@@ -1,8 +1,8 @@
 """The backward passes down the columns of (n_outer, n, inner) arrays, C-contiguous: n classes, `inner` apart.
 
 softmax's has columns across lanes as they lie, some strips side by side, so that memory is read in runs, or a whole block of
-columns row by row (`_backward_block`). Whatever is left over, and log_softmax's, goes by way of rows, a few at a time. Sums are
-taken as rows take them, so that bits are the same.
+columns row by row (`_backward_block`). log_softmax's goes by way of rows, a few at a time. Sums are taken as rows take them, so
+that bits are the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ._simd import (
     stream,
 )  # fmt: skip
 from ._target import WIDE
-from .backward import dot_add, dot_at, dot_lanes, row_backward, row_log_backward
+from .backward import dot_add, dot_at, dot_lanes, row_log_backward
 from .turn import strips_in_rows, to_columns, to_rows
 
 # Of many classes: strips side by side (1000 x 128, float32: 4 together 32 us, 8 27, 16 29; 1000 x 1024, float64: 1.4, 1.0,
@@ -43,7 +43,8 @@ _STRIPS, _AHEAD = 8, 8
 # their sums, 256 bytes a column, need not stay in the second cache (4096 x 4096, float64, one thread, 512, 1024, 4096 columns:
 # 24.3, 23.3, 19.0 ms, strips as within the caches 33.1; 32000 x 256: 8.9 ms, so 14.5). Within the caches by rows of fewer
 # columns, and only where so many vectors of classes lie whole pages apart (1000 x 1024, one thread: float32 340 -> 250 us,
-# float64 810 -> 710; Emerald Rapids 1.41 -> 0.85 ms, 2.9 -> 1.75; elsewhere up to 50 % slower).
+# float64 810 -> 710; Emerald Rapids 1.41 -> 0.85 ms, 2.9 -> 1.75; elsewhere up to 50 % slower). With few registers, which four
+# strips' sums fill, always (Zen 3, one thread: 100 x 128, float64, 14.9 -> 12.5 us, 1000 x 500 915 -> 460, float32 337 -> 209).
 _PAST, _COLUMNS, _FEW_COLUMNS, _MANY = 1 << 19, 4096, 1024, 24
 # So many rows of two arrays whole pages apart compete for the 8 to 12 places that the first cache has for a line: they are read
 # in runs of so many strips (float64, one thread, 50 x 8192: 350 -> 160 us, 20 x 4096: 48 -> 34; Zen 3, 10 x 8192: 101 -> 83;
@@ -59,7 +60,7 @@ _sums, _dots = stack(_STRIPS * 32 * 128), stack(_STRIPS * 128)  # pairs of doubl
 def softmax_backward_columns(grad_probs, probs, grad_logits, n, inner, first, last):
     step = lanes(pointer(probs, 0))
     past = 3 * probs.size >= _PAST * step
-    if n >= 8 * step and (past or (n >= _MANY * step and inner % (64 * step) == 0)):
+    if n >= 8 * step and (past or not WIDE or (n >= _MANY * step and inner % (64 * step) == 0)):
         backward_by_rows(grad_probs, probs, grad_logits, n, inner, past, first, last)
         return
     strips, ahead = (inner + step - 1) // step, columns_ahead(pointer(probs, 0), 3 * probs.size)
@@ -75,9 +76,9 @@ def softmax_backward_columns(grad_probs, probs, grad_logits, n, inner, first, la
             together = min(width // (4 * step) * 4, _STRIPS)
             many_classes_backward(g, p, out, n, inner, together)
             k += together
-        else:
-            backward_in_rows(row_backward, grad_probs, probs, grad_logits, n, inner, k, k + 1)
-            k += 1
+        else:  # Zen 3, 128 x 40, float32: 4.6 us, 10.6 with strips transposed to rows
+            block_backward(g, p, out, n, inner, width, 2 * step, False, _sums(splat(0.0)), _dots(p))
+            k += count
 
 
 @inline
@@ -87,7 +88,7 @@ def backward_by_rows(
     """As memory lies, in blocks of columns; `past` the caches or not."""
     step = lanes(pointer(probs, 0))
     strips = (inner + step - 1) // step
-    most = min(strips, (_COLUMNS if past else _FEW_COLUMNS) // step)
+    most = min(strips, (_COLUMNS if past or not WIDE else _FEW_COLUMNS) // step)
     sums, dots = np.empty((32 * most + 1) * step, np.float64), np.empty(2 * most * step, probs.dtype)
     k = first
     while k < last:
