@@ -103,7 +103,7 @@ def columns_exp(
     for start in range(0, n, 4 * step):
         for lane in range(first, min(last, n - start)):
             j = start + lane
-            ahead = (AHEAD if lane + AHEAD < step else AHEAD + 3 * step) * inner
+            ahead = (AHEAD if lane + AHEAD < last else 4 * step + min(0, AHEAD - (last - first))) * inner
             at = lane * run
             for c in range(0, width - step + 1, step):
                 four_exp(z, j, n, inner, c, step, run, bases, e, keep, ahead, shift(hi, at), shift(lo, at))
