@@ -26,6 +26,7 @@ FLOORS = [
     {"kernels", "_arrays", "datasets"},
     {"_threads"},
     {"_program", "_rows"},
+    {"_columns"},
     {"_affine"},
     {"functional"},
     {"layers", "optimizers", "gradcheck", "_batches", "_checkpoint", "numba_support"},
