@@ -16,7 +16,7 @@ Array = NDArray[Any]
 # is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
 SMALL, SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
-SOFT_COST = 5e-4  # microseconds a byte of logits with soft targets: 3e-4 to 12e-4
+SOFT_COST = 5e-4  # microseconds a byte of logits with soft targets: 4e-4 to 13e-4 (Zen 3)
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
 # (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17

@@ -75,6 +75,7 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
 
 
 def _streams(name: str, result: Array, n_classes: int) -> bool:
+    """log_softmax writes its result once, softmax puts exponentials there first."""
     return softmax_streams(result, n_classes) if name == "softmax" else streams_once(result, n_classes, 2)
 
 
@@ -104,7 +105,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
         elif how:
             down_columns(name, (logits, result), n_classes, how, 0)
         else:
-            streaming = _streams(name, result, n_classes) and result is not logits
+            streaming = size > SMALL and _streams(name, result, n_classes) and result is not logits
             over_rows(kernel, (logits, result, n_classes, streaming), (n_rows, n_classes), 1, 0)
     except TypeError:  # not C-contiguous, not aligned, ...
         return None

@@ -268,7 +268,7 @@ def test_a_kernel_of_shared_classes_writes_its_share_and_no_more(n_classes, inne
     _only_rows(products.reshape(2 * step, -1), 3, step + 2, "products")
     for streaming in (False, True):
         for name, arguments in {
-            "shared_softmax": (z, most, factors, out, False, inner),
+            "shared_softmax": (z, most, factors, out, not streaming, inner),
             "shared_log_softmax": (z, most, factors, out, streaming, inner),
             "shared_softmax_backward": (g, probs, dots, out, streaming, inner),
         }.items():
