@@ -254,6 +254,45 @@ def test_how_many_fewer_and_for_how_long():
     assert board[UNTIL] == time_ + 10**9  # a second at most
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no clock of a thread's own")
+def test_a_call_taken_for_a_short_one_may_be_slow():
+    """It was kept from its processor, or this processor is slow: which of them is seen at the next such call."""
+    from numba import njit, types
+
+    from fastsoftmax.kernels import _board
+    from fastsoftmax.kernels._layout import USED
+
+    board = np.zeros(BOARD, np.int64)
+    address, offer, take_back = _threads.address(board), njit(_board.offer), njit(_board.take_back)
+
+    def call(milliseconds, working):
+        assert offer(address, 0, 0, 0, False)
+        start = time.monotonic_ns()
+        if working:
+            used = time.thread_time_ns()
+            while time.thread_time_ns() - used < milliseconds * 10**6:
+                pass
+        else:
+            time.sleep(milliseconds / 1e3)
+        took = time.monotonic_ns() - start
+        take_back(address)
+        return took / 1e6
+
+    for function in offer, take_back:  # compiled: that takes longer than calls are watched
+        function.compile(tuple([types.int64] * (5 if function is offer else 1)))
+    call(1, working=False)
+    assert board[UNTIL] == 0
+    call(1, working=False)
+    assert board[UNTIL] > 0
+    for _ in range(100):  # other programs may have taken the processor away
+        call(1, working=False)
+        board[UNTIL] = 0
+        if call(1, working=True) < 1.4:
+            break
+    assert board[USED] > 0
+    assert board[UNTIL] == 0
+
+
 def test_fewer_threads_leave_at_least_one(pool_of_eight):
     with fs.num_threads(5):
         for fewer, now in (0, 5), (1, 4), (4, 1), (8, 1):

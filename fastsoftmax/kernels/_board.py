@@ -31,13 +31,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from ._layout import ARGUMENT, BEGUN, CALLER, FEWER, FUNCTION, LIMIT, PERIOD, SINCE, STATE, TICKET, UNTIL, USED
+from ._layout import ARGUMENT, BEGUN, CALLER, FEWER, FUNCTION, LIMIT, PERIOD, SINCE, STATE, TICKET, UNTIL, USED, WATCHED
 
 OPEN, TAKEN = 1 << 40, 1 << 41
 PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
 
 KEPT = 500_000  # nanoseconds without a processor that are more than the system's own small tasks
-_SOON, _LONGEST = 2 * 10**7, 10**9  # nanoseconds after doing with fewer; of doing with fewer at a time
+_SOON, _LONGEST = 2 * 10**7, 10**9  # nanoseconds after it happened; of doing with fewer at a time
 _MONOTONIC, _OF_THREAD = 1, 3  # Linux's clocks
 
 _int64, _byte = ir.IntType(64), ir.IntType(8)
@@ -250,15 +250,20 @@ def offer(board: int, function: int, argument: int, limit: int, long: int) -> bo
     write(at(board, ARGUMENT), argument)
     write(at(board, LIMIT), limit)
     write(at(board, CALLER), processor())
-    write(at(board, BEGUN), now())
-    write(at(board, USED), used() if long else 0)
+    begun = now()
+    write(at(board, BEGUN), begun)
+    write(at(board, USED), used() if long or begun < read(at(board, WATCHED)) else 0)
     add(at(board, TICKET), 1)
     add(at(board, STATE), OPEN - TAKEN)
     return True
 
 
-def take_back(board: int, long: int) -> None:
-    """Let nobody in any more, and wait for those inside: they are at their last chunk."""
+def take_back(board: int) -> None:
+    """Let nobody in any more, and wait for those inside: they are at their last chunk.
+
+    A call that was taken for a short one and took long was kept from a processor, or this CPU is slower than thought: the next
+    ones look at both clocks.
+    """
     add(at(board, STATE), TAKEN - OPEN)
     looks = 0
     while read(at(board, STATE)) != TAKEN:
@@ -266,9 +271,13 @@ def take_back(board: int, long: int) -> None:
         looks += 1
         if looks > PATIENCE:
             give_way()
-    end = now()
-    if end - read(at(board, BEGUN)) > KEPT:
-        step_back(board, end, end - read(at(board, BEGUN)) - (used() - read(at(board, USED)) if long else 0))
+    end, used_then = now(), read(at(board, USED))
+    took = end - read(at(board, BEGUN))
+    if took > KEPT:
+        if used_then == 0:
+            write(at(board, WATCHED), end + _SOON)
+        else:
+            step_back(board, end, took - (used() - used_then))
     write(at(board, STATE), 0)
 
 

@@ -250,7 +250,7 @@ def _with_job(kernel: Dispatcher, sig: Signature) -> Callable[..., Any]:
                 )  # fmt: skip
                 builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), none])
                 with builder.if_then(offered):
-                    context.compile_internal(builder, take_back, types.void(types.int64, types.int64), [board, long])
+                    context.compile_internal(builder, take_back, types.void(types.int64), [board])
 
             def in_chunks():
                 field = partial(_field, builder, job)
