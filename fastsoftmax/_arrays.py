@@ -9,6 +9,8 @@ from typing import Any, NoReturn, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .kernels import LEAST_INNER
+
 Array = NDArray[Any]
 Axes = tuple[int, ...]
 
@@ -19,7 +21,6 @@ REDUCTIONS = ("mean", "sum", "none")
 NOTHING = np.empty(0)  # stands for an array that was not given
 NO_LABELS = np.empty(0, np.int64)
 C_CONTIGUOUS_ALIGNED = 0x101  # NumPy's flag bits
-LEAST_INNER = 8  # columns side by side: fewer are copied to rows
 
 
 # ---- arrays of numbers ------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _arrays
-from ._rows import SMALL, over_rows
+from ._rows import over_rows
 from ._threads import get_num_threads, threads_now
-from .kernels import KERNELS, NARROW
+from .kernels import KERNELS, NARROW, SMALL
 
 Array = NDArray[Any]
 

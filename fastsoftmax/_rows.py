@@ -9,12 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import _threads
+from .kernels import SMALL
 
 Array = NDArray[Any]
 
-# Where a second thread begins to pay if it is awake, in elements of the rows; and where a row takes exponentials and the call
-# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
-SMALL, SHORT = 1 << 16, 64 << 10
 _COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
 SOFT_COST = 5e-4  # microseconds a byte of logits with soft targets: 4e-4 to 13e-4 (Zen 3)
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread

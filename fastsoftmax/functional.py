@@ -22,9 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
 from ._columns import FEW_STRIPS, down_columns, fill_from_rows, to_rows
-from ._rows import SHORT, SMALL, SOFT_COST, over_rows, softmax_streams, streams, streams_once, sum_over_rows
+from ._rows import SOFT_COST, over_rows, softmax_streams, streams, streams_once, sum_over_rows
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
-from .kernels import KERNELS, NARROW, build_all, environment
+from .kernels import IGNORED, KERNELS, LEAST_INNER, NARROW, SHORT, SMALL, build_all, environment
 
 __all__ = [
     "affine", "affine_backward", "cross_entropy", "cross_entropy_grad_hess", "cross_entropy_with_grad",
@@ -37,6 +37,9 @@ Array = NDArray[Any]
 Reduction = Literal["mean", "sum", "none"]
 
 _softmax, _log_softmax = KERNELS["softmax"], KERNELS["log_softmax"]
+_softmax_down, _log_softmax_down = KERNELS["softmax_columns"], KERNELS["log_softmax_columns"]
+_softmax_backward, _softmax_backward_down = KERNELS["softmax_backward"], KERNELS["softmax_backward_columns"]
+_log_softmax_backward, _log_softmax_backward_down = KERNELS["log_softmax_backward"], KERNELS["log_softmax_backward_columns"]
 _check_targets, _loss, _gradient = (KERNELS[name] for name in ("check_targets", "cross_entropy", "cross_entropy_with_grad"))
 _loss_down, _gradient_down = KERNELS["cross_entropy_columns"], KERNELS["cross_entropy_with_grad_columns"]
 _mean_and_gradient = KERNELS["mean_cross_entropy_with_grad"]
@@ -44,7 +47,7 @@ _INT64 = np.dtype(np.int64)
 _NONE = {dtype: empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 
 _FIRST, _SECOND, _LAST = 0, 1, -1  # axes that need no look at the array, compared by identity: another 0 takes the long way
-_IGNORED, _SHARP, _MEAN = -100, 0.0, "mean"  # options left out, likewise
+_SHARP, _MEAN = 0.0, "mean"  # options left out, likewise
 
 
 # ---- softmax and its relatives ----------------------------------------------------------------------------------------
@@ -80,19 +83,16 @@ def _streams(name: str, result: Array, n_classes: int) -> bool:
 
 
 def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
-    """The result for an array that kernels take as it lies in memory, None for any other.
-
-    A small batch is all overhead (softmax, 1 x 10: 0.7 us, 7 us without this way in).
-    """
+    """The result for an array that kernels take as it lies in memory, None for any other (1 x 10: 1.2 us, 7 us without it)."""
     if type(logits) is not ndarray or not (size := logits.size) or not (shape := logits.shape):
         return None
     if axis is _SECOND and len(shape) == 2:
         axis = _LAST
     if axis is _LAST or (axis is _FIRST and size == shape[0]):
-        kernel, n_classes, how = KERNELS[name].get(dtype := logits.dtype), shape[axis], False
+        kernel, n_classes, how = KERNELS[name].latest(dtype := logits.dtype), shape[axis], False
         n_rows = size // n_classes
-    elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
-        kernel, n_classes, how = KERNELS[name + "_columns"].get(dtype := logits.dtype), shape[0], inner
+    elif axis is _FIRST and (inner := size // shape[0]) >= LEAST_INNER:
+        kernel, n_classes, how = KERNELS[name + "_columns"].latest(dtype := logits.dtype), shape[0], inner
         n_rows = -(-inner // (64 // logits.itemsize))
     else:
         return None
@@ -153,18 +153,12 @@ def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: 
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    if (  # a small batch: `_as_it_lies` and what it does for others would take 60 ns more
-        axis is _LAST and out is None and type(logits) is ndarray and 0 < logits.nbytes <= SHORT and (shape := logits.shape)
-        and (kernel := _softmax.get(dtype := logits.dtype))
-    ):  # fmt: skip
-        probs, n_classes = empty(shape, dtype), shape[-1]
-        try:
-            kernel(logits, probs, n_classes, False, 0, logits.size // n_classes, 0)
-            return probs
-        except TypeError:  # not C-contiguous, not aligned, ...
-            pass
-    result = _as_it_lies("softmax", logits, axis, out)
-    return _along_rows("softmax", logits, axis, out) if result is None else result
+    if (probs := _softmax.small(logits, axis, out)) is not None:
+        return probs
+    if (probs := _softmax_down.small(logits, axis, out)) is not None:
+        return probs
+    probs = _as_it_lies("softmax", logits, axis, out)
+    return _along_rows("softmax", logits, axis, out) if probs is None else probs
 
 
 def log_softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:
@@ -196,18 +190,12 @@ def log_softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, o
     >>> log_softmax([0.0, -40.0])
     array([-4.24835426e-18, -4.00000000e+01])
     """
-    if (  # a small batch: `_as_it_lies` and what it does for others would take 60 ns more
-        axis is _LAST and out is None and type(logits) is ndarray and 0 < logits.nbytes <= SHORT and (shape := logits.shape)
-        and (kernel := _log_softmax.get(dtype := logits.dtype))
-    ):  # fmt: skip
-        log_probs, n_classes = empty(shape, dtype), shape[-1]
-        try:
-            kernel(logits, log_probs, n_classes, False, 0, logits.size // n_classes, 0)
-            return log_probs
-        except TypeError:  # not C-contiguous, not aligned, ...
-            pass
-    result = _as_it_lies("log_softmax", logits, axis, out)
-    return _along_rows("log_softmax", logits, axis, out) if result is None else result
+    if (log_probs := _log_softmax.small(logits, axis, out)) is not None:
+        return log_probs
+    if (log_probs := _log_softmax_down.small(logits, axis, out)) is not None:
+        return log_probs
+    log_probs = _as_it_lies("log_softmax", logits, axis, out)
+    return _along_rows("log_softmax", logits, axis, out) if log_probs is None else log_probs
 
 
 def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, keepdims: bool = False) -> Any:
@@ -275,9 +263,9 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
     if axis is _SECOND and len(shape) == 2:
         axis = _LAST
     if axis is _LAST or (axis is _FIRST and size == shape[0]):
-        kernel, inner = KERNELS[name].get(dtype := grad.dtype), 1
-    elif axis is _FIRST and (inner := size // shape[0]) >= _arrays.LEAST_INNER:
-        kernel = KERNELS[name + "_columns"].get(dtype := grad.dtype)
+        kernel, inner = KERNELS[name].latest(dtype := grad.dtype), 1
+    elif axis is _FIRST and (inner := size // shape[0]) >= LEAST_INNER:
+        kernel = KERNELS[name + "_columns"].latest(dtype := grad.dtype)
     else:
         return None
     if kernel is None:
@@ -352,6 +340,10 @@ def softmax_backward(
     >>> softmax_backward([[1.0, 0.0]], p)
     array([[ 0.25, -0.25]])
     """
+    if (grad_logits := _softmax_backward.small(grad_probs, probs, axis, out)) is not None:
+        return grad_logits
+    if (grad_logits := _softmax_backward_down.small(grad_probs, probs, axis, out)) is not None:
+        return grad_logits
     if (grad_logits := _backward_as_it_lies("softmax_backward", grad_probs, probs, axis, out)) is not None:
         return grad_logits
     return _backward("softmax_backward", grad_probs, probs, axis, out, ("grad_probs", "probs"))
@@ -386,6 +378,10 @@ def log_softmax_backward(
     >>> log_softmax_backward([[1.0, 0.0]], log_softmax([[0.0, 0.0]]))
     array([[ 0.5, -0.5]])
     """
+    if (grad_logits := _log_softmax_backward.small(grad_log_probs, log_probs, axis, out)) is not None:
+        return grad_logits
+    if (grad_logits := _log_softmax_backward_down.small(grad_log_probs, log_probs, axis, out)) is not None:
+        return grad_logits
     if (grad_logits := _backward_as_it_lies("log_softmax_backward", grad_log_probs, log_probs, axis, out)) is not None:
         return grad_logits
     return _backward("log_softmax_backward", grad_log_probs, log_probs, axis, out, ("grad_log_probs", "log_probs"))
@@ -442,7 +438,7 @@ def _plain_denominator(
         class_weight is None and sample_weight is None and type(targets) is ndarray and targets.dtype == _INT64
         and targets.shape == shape[:-1]
         and (label_smoothing is _SHARP or (type(label_smoothing) is float and 0.0 <= label_smoothing <= 1.0))
-        and (ignore_index is _IGNORED or (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63))
+        and (ignore_index is IGNORED or (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63))
         and type(reduction) is str and reduction in _arrays.REDUCTIONS
     ):  # fmt: skip
         try:
@@ -457,7 +453,7 @@ def _plain_denominator(
 
 def _is_down(shape: tuple[int, ...], axis: Any, label_smoothing: Any) -> bool:
     """Whether kernels take the losses of labels down the columns of such a matrix (10 x 8192, float32: 91 -> 42 us)."""
-    return axis is _FIRST and shape[0] < NARROW and shape[1] >= _arrays.LEAST_INNER and label_smoothing is _SHARP
+    return axis is _FIRST and shape[0] < NARROW and shape[1] >= LEAST_INNER and label_smoothing is _SHARP
 
 
 def _smoothed(
@@ -498,7 +494,7 @@ def _reduced_as(loss: _Loss, total: float, losses: Array, dtype: Any) -> Any:
 
 def cross_entropy(
     logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, class_weight: ArrayLike | None = None,
-    sample_weight: ArrayLike | None = None, ignore_index: int = _IGNORED, label_smoothing: float = _SHARP,
+    sample_weight: ArrayLike | None = None, ignore_index: int = IGNORED, label_smoothing: float = _SHARP,
     reduction: Reduction = "mean",
 ) -> Any:  # fmt: skip
     r"""Softmax cross-entropy from logits: per row ``log1p(sum of the other exp(z - max z)) - (z_target - max z)``.
@@ -589,7 +585,7 @@ def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
 
 def cross_entropy_with_grad(
     logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, class_weight: ArrayLike | None = None,
-    sample_weight: ArrayLike | None = None, ignore_index: int = _IGNORED, label_smoothing: float = _SHARP,
+    sample_weight: ArrayLike | None = None, ignore_index: int = IGNORED, label_smoothing: float = _SHARP,
     reduction: Reduction = "mean", grad_loss: ArrayLike | None = None, out: Array | None = None,
 ) -> tuple[Any, Array]:  # fmt: skip
     r"""The loss of `cross_entropy` and its gradient for the logits, in one pass over the logits.
@@ -638,21 +634,15 @@ def cross_entropy_with_grad(
     >>> grad
     array([[ 1.92874985e-22, -1.92874985e-22]])
     """
+    if (
+        class_weight is None and sample_weight is None and grad_loss is None and label_smoothing is _SHARP
+        and ignore_index is IGNORED and reduction is _MEAN
+        and ((result := _mean_and_gradient.small(logits, targets, axis, out)) is not None
+             or (result := _small_mean_and_gradient(logits, targets, axis, out)) is not None)
+    ):  # fmt: skip
+        return result
     if axis is _SECOND and type(logits) is ndarray and logits.ndim == 2:
         axis = _LAST
-    if (  # a small batch is all overhead: 1 x 10 takes 1.32 us, not 0.77, without this way in; with `out` 1.6, not 0.8
-        axis is _LAST and class_weight is None and sample_weight is None and grad_loss is None
-        and label_smoothing is _SHARP and ignore_index is _IGNORED and reduction is _MEAN
-        and type(logits) is ndarray and logits.size <= SMALL and type(targets) is ndarray and targets.ndim == 1
-        and (dtype := logits.dtype) in _NONE
-        and (out is None or (out is not logits and _arrays.apart(logits, out) and targets.flags.owndata))
-    ):  # fmt: skip
-        grad = empty(logits.shape, dtype) if out is None else out
-        try:
-            if (loss := _mean_and_gradient[dtype](logits, targets, _IGNORED, NOTHING, grad, 0)) == loss:
-                return loss, grad
-        except TypeError:  # not C-contiguous, not aligned, ...
-            pass
     if (
         grad_loss is None and type(logits) is ndarray and (dtype := logits.dtype) in _NONE
         and len(shape := logits.shape) == 2 and logits.size
@@ -695,6 +685,17 @@ def cross_entropy_with_grad(
         if not direct:
             fill_from_rows(grad, target, axes)
     return _reduced_as(loss, total, losses, x.dtype), grad
+
+
+def _small_mean_and_gradient(logits: Any, targets: Any, axis: Any, out: Any) -> tuple[float, Array] | None:
+    """The mean loss and its gradient of a small batch, if it is the first one of its dtype, or after another dtype's."""
+    if type(logits) is not ndarray or logits.dtype not in _NONE or not 0 < logits.size <= SMALL:
+        return None
+    function = _mean_and_gradient[logits.dtype]
+    if function is _mean_and_gradient.small:  # has been tried
+        return None
+    _mean_and_gradient.small = function
+    return function(logits, targets, axis, out)
 
 
 def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses: Array, grad: Array) -> float:

@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 import reference
+from long_way import no_small_calls
 from tolerance import EXACT, WEIGHTED, assert_products, assert_ulps
 
 import fastsoftmax
@@ -604,6 +605,7 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
     sizes = {"SMALL": chunk, "_LEAST": chunk, "_MOST": chunk} | ({"_STREAM": 0, "_STREAM_ROW": 0, "_ONCE": 0} if stream else {})
     shared = {name: (share, 0) for name, (share, _) in _columns._SHARED.items()}
     with (
+        no_small_calls(),
         mock.patch.multiple(functional, SMALL=chunk, SHORT=chunk),
         mock.patch.multiple(_rows, **sizes),
         mock.patch.multiple(_columns, _CLASSES=0, _SHARED=shared, **({"_PAST": 0} if stream else {})),

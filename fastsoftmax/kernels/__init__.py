@@ -18,6 +18,7 @@ from ._layout import (
     CHUNKS,
     CLOSED,
     FEWER,
+    IGNORED,
     JOB,
     JOB_BOARD,
     JOB_HELPERS,
@@ -26,18 +27,21 @@ from ._layout import (
     JOB_RECORD,
     JOB_RESULTS,
     JOB_ROWS,
+    LEAST_INNER,
     NARROW,
     OF_JOB,
     RECORD,
+    SHORT,
+    SMALL,
     UNTIL,
     WORKER,
 )  # fmt: skip
 from ._lock import building
 
 __all__ = [
-    "BOARD", "CHUNKS", "CLOSED", "FEWER", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG", "JOB_RECORD",
-    "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES", "NARROW", "OF_JOB", "RECORD", "UNTIL", "WORKER", "Kernel",
-    "build_all", "built", "environment", "kernel",
+    "BOARD", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG",
+    "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "LEAST_INNER", "MODULES", "NARROW", "OF_JOB", "RECORD", "SHORT",
+    "SMALL", "UNTIL", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
 ]  # fmt: skip
 
 # kernel name -> the module of this folder that defines the function of that name.
@@ -97,13 +101,15 @@ _OF_NO_DTYPE, _FLOAT64 = {"pool", "program"}, np.dtype(np.float64)
 class Kernel(dict[np.dtype, Callable[..., Any]]):
     """One kernel's compiled functions by dtype; a missing one is compiled (or loaded from the disk) when looked up.
 
-    A dict, because the look-up stands in front of every call: ``KERNELS["softmax"][dtype]`` costs about 30 ns.
+    A dict, because the look-up stands in front of every call: ``KERNELS["softmax"][dtype]`` costs about 30 ns. In front of
+    small ones not even that: they try `small`, the function that was asked for last (`_small`).
     """
 
     def __init__(self, name: str, module: str) -> None:
         super().__init__()
         self.name = name
         self.module = module
+        self.small: Callable[..., Any] = _declined
 
     def __missing__(self, dtype: np.dtype) -> Callable[..., Any]:
         if self.module in _OF_NO_DTYPE and dtype != _FLOAT64:
@@ -116,6 +122,16 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
                 self[dtype] = jit.build(getattr(module, self.name), dtype)
         return self[dtype]
 
+    def latest(self, dtype: np.dtype) -> Callable[..., Any] | None:
+        """The function for that dtype, from now on that for small calls; None if it has not been built."""
+        if (function := self.get(dtype)) is not None:
+            self.small = function
+        return function
+
+
+def _declined(*arguments: Any) -> None:
+    """Nothing has been asked for yet."""
+
 
 KERNELS: dict[str, Kernel] = {name: Kernel(name, module) for name, module in MODULES.items()}
 
@@ -123,7 +139,7 @@ KERNELS: dict[str, Kernel] = {name: Kernel(name, module) for name, module in MOD
 def kernel(name: str, dtype: np.dtype | str) -> Callable[..., Any]:
     """The compiled kernel of that name for that dtype (float32 or float64).
 
-    It takes the kernel's own arguments, arrays as `_borrow` says, and one more, last: `job`, True to let other Python
+    It takes the kernel's own arguments, arrays as `_arguments` says, and one more, last: `job`, True to let other Python
     threads run meanwhile. Small calls keep the GIL: beside a busy Python thread, giving it away costs up to 5 ms a call.
     """
     return KERNELS[name][np.dtype(dtype)]

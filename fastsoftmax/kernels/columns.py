@@ -45,6 +45,7 @@ from ._simd import (
     store,
     store_first,
 )  # fmt: skip
+from ._small import along_columns
 
 _STRIPS = 16  # side by side: runs of 1 KiB (32000 x 256, float32: 4.2 ms, 10.5 in runs of 512 bytes)
 _COLUMNS = 1024  # so many, or fewer, are all taken side by side (float64, 32000 x 256: 32 -> 15 ms, x 512: 66 -> 33)
@@ -70,7 +71,7 @@ def write_scaled(
     put_first(out, k, scaled(value, q[0], q[1]), width)
 
 
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX)
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX, small=along_columns)
 def softmax_columns(logits, probs, n, inner, first, last):
     step = lanes(pointer(logits, 0))
     strips = (inner + step - 1) // step
@@ -110,7 +111,7 @@ def softmax_columns(logits, probs, n, inner, first, last):
     keep_alive(doubles)
 
 
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX)
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX, small=along_columns)
 def log_softmax_columns(logits, log_probs, n, inner, first, last):
     step = lanes(pointer(logits, 0))
     strips = (inner + step - 1) // step

@@ -16,7 +16,21 @@ from typing import Any
 import numpy as np
 
 from ._column_tiles import columns_ahead, load_strip, put_first
-from ._jit import DOUBLES_IN, FLAG, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_OUT, by_type, inline, signature
+from ._jit import (
+    DOUBLES_IN,
+    FLAG,
+    INDEX,
+    LABELS,
+    MATRIX_IN,
+    MATRIX_OUT,
+    REAL,
+    VECTOR_OUT,
+    by_type,
+    inline,
+    no_doubles,
+    signature,
+)
+from ._layout import IGNORED
 from ._math import (
     exp_from,
     exponentials,
@@ -68,6 +82,7 @@ from ._simd import (
     total,
     with_lane,
 )  # fmt: skip
+from ._small import matrix
 from ._wide import (
     PAGE,
     row_exp_between,
@@ -549,8 +564,8 @@ def cross_entropy_with_grad_columns(
     )
 
 
-@signature(MATRIX_IN, LABELS, INDEX, DOUBLES_IN, MATRIX_OUT, returns=REAL)
-def mean_cross_entropy_with_grad(logits, targets, ignore_index, nothing, grad):
+@signature(MATRIX_IN, LABELS, MATRIX_OUT, returns=REAL, small=matrix)
+def mean_cross_entropy_with_grad(logits, targets, grad):
     """The mean loss and its gradient with all checks, for small batches; NaN for what must be looked at more closely.
 
     Nothing is written then, unless NaN is the loss.
@@ -558,10 +573,10 @@ def mean_cross_entropy_with_grad(logits, targets, ignore_index, nothing, grad):
     n_rows, n = logits.shape
     if targets.size != n_rows or n_rows == 0 or n == 0:
         return np.nan
-    none, losses = nothing[:0], grad[0, :0]  # of no length, as LLVM sees too
-    _, kept = check_targets(targets, n, ignore_index, none, none)
+    none, losses = no_doubles(), grad[0, :0]  # of no length, as LLVM sees too
+    _, kept = check_targets(targets, n, IGNORED, none, none)
     if kept == 0.0:  # no row counts, or a label is no class
         return np.nan
     return cross_entropy_with_grad(
-        logits, targets, none, none, ignore_index, none, 1.0, kept, losses, grad, False, 0, n_rows
+        logits, targets, none, none, IGNORED, none, 1.0, kept, losses, grad, False, 0, n_rows
     ) / kept

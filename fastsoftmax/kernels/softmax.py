@@ -52,6 +52,7 @@ from ._simd import (
     store,
     store_first,
 )  # fmt: skip
+from ._small import along_rows
 from ._wide import (
     PAGE,
     row_exp_between,
@@ -69,7 +70,7 @@ from ._wide import (
 )  # fmt: skip
 
 
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_rows)
 def softmax(logits, probs, n, streaming, first, last):
     if across(pointer(logits, 0), n):
         rows_in_turn(softmax_begun, softmax_ended, tile_scaled, pointer(logits, 0), pointer(probs, 0), n, first, last)
@@ -108,7 +109,7 @@ def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) ->
     keep_alive(scratch)
 
 
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX)
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_rows)
 def log_softmax(logits, log_probs, n, streaming, first, last):
     if across(pointer(logits, 0), n):
         z, out = pointer(logits, 0), pointer(log_probs, 0)

@@ -1,0 +1,252 @@
+"""Small calls, which go past Python: the same results, nothing kept, and whatever they are not made for is declined."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from long_way import no_small_calls
+
+import fastsoftmax as fs
+from fastsoftmax.kernels import KERNELS, SHORT, SMALL
+
+Z = np.random.default_rng(0).standard_normal((24, 10))
+T = np.arange(24) % 10
+
+
+class Subclass(np.ndarray):
+    """An array class of somebody's own."""
+
+
+# function -> (its kernel along the last axis, and along the first; its arrays, made of Z)
+FUNCTIONS = {
+    "softmax": ("softmax", "softmax_columns", lambda z: (z,)),
+    "log_softmax": ("log_softmax", "log_softmax_columns", lambda z: (z,)),
+    "softmax_backward": ("softmax_backward", "softmax_backward_columns", lambda z: (z, fs.softmax(z))),
+    "log_softmax_backward": ("log_softmax_backward", "log_softmax_backward_columns", lambda z: (z, fs.log_softmax(z))),
+    "cross_entropy_with_grad": ("mean_cross_entropy_with_grad", None, lambda z: (z, np.arange(len(z)) % z.shape[1])),
+}
+ROWS_AND_COLUMNS = [(name, k) for name, kernels in FUNCTIONS.items() for k in (0, 1) if kernels[k]]
+
+
+@pytest.fixture(params=ROWS_AND_COLUMNS, ids=lambda p: FUNCTIONS[p[0]][p[1]])
+def small(request, dtype):
+    """(the public function, its arrays, its small call, axis)"""
+    name, k = request.param
+    arrays = FUNCTIONS[name][2](Z.astype(dtype))
+    axis = 0 if k else -1
+    function = getattr(fs, name)
+    for _ in range(2):  # built, and asked for
+        function(*arrays, axis=axis)
+    return function, arrays, KERNELS[FUNCTIONS[name][k]].small, axis
+
+
+def parts(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def assert_same(result, expected):
+    for a, b in zip(parts(result), parts(expected), strict=True):
+        assert type(a) is type(b)
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_the_results_are_those_of_the_long_way(small):
+    function, arrays, call, axis = small
+    with no_small_calls():
+        expected = function(*arrays, axis=axis)
+    for same_axis in (axis, 1 if axis else -2):
+        result = call(*arrays, same_axis, None)
+        assert_same(result, expected)
+        assert parts(result)[-1].flags.owndata
+        assert parts(result)[-1].flags.c_contiguous
+    out = np.full_like(arrays[0], 7)
+    result = call(*arrays, axis, out)
+    assert parts(result)[-1] is out
+    assert_same(result, expected)
+    assert_same(function(*arrays, axis=axis), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (10,), (2, 3, 10), (1, 1, 1, 9), (3, 1)], ids=str)
+def test_any_number_of_dimensions(shape, dtype):
+    z = np.random.default_rng(1).standard_normal(shape).astype(dtype)
+    fs.softmax(z)
+    for axis in (-1, z.ndim - 1):
+        with no_small_calls():
+            expected = fs.softmax(z, axis)
+        fs.softmax(z, -1)
+        assert_same(KERNELS["softmax"].small(z, axis, None), expected)
+
+
+def test_in_place(small):
+    function, arrays, call, axis = small
+    with no_small_calls():
+        expected = function(*arrays, axis=axis)
+    if function is fs.cross_entropy_with_grad:  # what is looked at once more must be there still
+        before = arrays[0].copy()
+        assert call(*arrays, axis, arrays[0]) is None
+        assert_same(arrays[0], before)
+        return
+    for k in range(len(arrays)):
+        copies = [a.copy() for a in arrays]
+        assert call(*copies, axis, copies[k]) is copies[k]
+        assert_same(copies[k], expected)
+
+
+def elsewhere(a):
+    """The same array within another."""
+    return np.stack([a, a])[0]
+
+
+def misaligned(a):
+    raw = np.empty(a.nbytes + 1, np.uint8)
+    raw[1:] = np.frombuffer(a.tobytes(), np.uint8)
+    return raw[1:].view(a.dtype).reshape(a.shape)
+
+
+def read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+ARRAYS = {
+    "a list": lambda a: a.tolist(),
+    "None": lambda a: None,
+    "a number": lambda a: 1.0,
+    "another dtype": lambda a: a.astype("f4" if a.dtype == "f8" else "f8"),
+    "half": lambda a: a.astype("f2"),
+    "integers": lambda a: a.astype("i4"),
+    "the other byte order": lambda a: a.astype(a.dtype.newbyteorder()),
+    "not contiguous": lambda a: np.repeat(a, 2, axis=0)[::2],
+    "in Fortran's order": np.asfortranarray,
+    "misaligned": misaligned,
+    "a subclass": lambda a: a.view(Subclass),
+    "masked": np.ma.masked_array,
+    "a type": lambda a: np.ndarray,
+    "no dimensions": lambda a: np.array(1, a.dtype),
+    "empty": lambda a: a[:0],
+    "a row less": lambda a: a[:-1].copy(),
+    "another shape": lambda a: a.reshape(-1, 4),
+    "more dimensions": lambda a: a[None],
+}
+AXES = [None, 2, -3, 2**70, -(2**70), True, 1.0, np.int64(-1), (-1,), "1"]
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_other_arrays_are_declined(small, kind):
+    _, arrays, call, axis = small
+    for k, a in enumerate(arrays):
+        other = ARRAYS[kind](a)
+        if k == 0 and len(arrays) == 1 and kind in ("a row less", "another shape", "more dimensions"):
+            continue  # of that shape, and taken
+        if np.ndim(a) == 1 and kind == "in Fortran's order":
+            continue  # a vector is in every order
+        assert call(*arrays[:k], other, *arrays[k + 1 :], axis, None) is None
+    if kind not in ("None",):
+        before = arrays[0].copy()
+        out = ARRAYS[kind](arrays[0])
+        assert call(*arrays, axis, out) is None
+        assert_same(arrays[0], before)
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_other_axes_are_declined(small, axis):
+    _, arrays, call, _ = small
+    assert call(*arrays, axis, None) is None
+
+
+def test_other_results_are_declined(small):
+    _, arrays, call, axis = small
+    for out in read_only(arrays[0]), elsewhere(arrays[0]):
+        before = out.copy()
+        assert call(*arrays, axis, out) is None
+        assert_same(out.copy(), before)
+    out = np.empty_like(arrays[0])
+    for k in range(len(arrays)):  # which may lie in the result
+        assert call(*arrays[:k], elsewhere(arrays[k]), *arrays[k + 1 :], axis, out) is None
+    assert call(*arrays, axis, out) is not None
+
+
+def test_arrays_that_are_not_small_are_declined(small):
+    function, arrays, call, axis = small
+    itemsize = arrays[0].itemsize
+    most = SMALL if function is fs.cross_entropy_with_grad else SHORT // itemsize
+    for rows, taken in ((most // 16, True), (most // 16 + 1, False)):
+        z = np.ones((rows, 16), arrays[0].dtype)
+        z = z if axis else np.ascontiguousarray(z.T)
+        arrays = FUNCTIONS[function.__name__][2](z)
+        assert (call(*arrays, axis, None) is not None) is taken
+
+
+def test_few_columns_are_declined(dtype):
+    fs.softmax(Z.astype(dtype), 0)
+    fs.softmax(Z.astype(dtype), 0)
+    assert KERNELS["softmax_columns"].small(np.ones((10, 8), dtype), 0, None) is not None
+    assert KERNELS["softmax_columns"].small(np.ones((10, 7), dtype), 0, None) is None
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [[1, 10], [-1, 1], [-100, -100], [1], [1, 2, 3], [[1], [2]], [1.0, 2.0]],
+    ids=str,
+)
+def test_labels_to_be_looked_at_more_closely_are_declined(targets, dtype):
+    z = Z[:2].astype(dtype)
+    fs.cross_entropy_with_grad(z, np.array([1, 2]))
+    out = np.full_like(z, 7)
+    call = KERNELS["mean_cross_entropy_with_grad"].small
+    assert call(z, np.array([1, -100]), -1, None) is not None
+    for given in None, out:
+        assert call(z, np.array(targets), -1, given) is None
+    assert (out == 7).all()
+    assert call(z, np.array([1, 2], np.int32), -1, None) is None
+
+
+def test_nothing_is_kept(small):
+    """Neither memory nor references, whether a call is taken or declined."""
+    function, arrays, call, axis = small
+    out = np.empty_like(arrays[0])
+    calls = [
+        (*arrays, axis, None), (*arrays, axis, out), (*arrays, 7, None), (*arrays, axis, read_only(out)),
+        (None,) * (len(arrays) + 2),
+    ]  # fmt: skip
+    if function is fs.cross_entropy_with_grad:
+        calls.append((arrays[0], arrays[1] - 1, axis, None))  # declined when the result is there already
+        calls.append((arrays[0], arrays[1] - 1, axis, out))
+    watched = [*arrays, out, np.ndarray, arrays[0].dtype]
+
+    def state():
+        gc.collect()
+        return [sys.getrefcount(a) for a in watched], tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        for n in (10, 2000):
+            before = state()
+            for _ in range(n):
+                for arguments in calls:
+                    call(*arguments)
+            after = state()
+    finally:
+        tracemalloc.stop()
+    assert after[0] == before[0]
+    assert after[1] - before[1] < 1000  # bytes; one array each time were 200 times as many
+
+
+def test_another_dtype_is_small_too_from_its_second_call_on():
+    for dtype in (np.float32, np.float64, np.float32):
+        z = Z.astype(dtype)
+        fs.softmax(z)
+        fs.softmax(z)
+        assert KERNELS["softmax"].small(z, -1, None).dtype == dtype
+
+
+@pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3, 4), (1,) * 12], ids=len)
+def test_an_entry_says_how_many_arguments_it_takes(arguments):
+    with pytest.raises(TypeError, match="softmax_float64 takes 7 arguments"):
+        KERNELS["softmax"][np.dtype(np.float64)](*arguments)
