@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -23,11 +24,13 @@ pytestmark = [
 
 PROGRAM = """
 import importlib, sys
+from pathlib import Path
 from fastsoftmax.kernels import MODULES, _jit
-name, dtype = sys.argv[1:]
-module = importlib.import_module("fastsoftmax.kernels." + MODULES[name])
-for assembly in _jit.compiled(getattr(module, name), dtype).inspect_asm().values():
-    print(assembly)
+folder, dtype, *names = sys.argv[1:]
+for name in names:
+    module = importlib.import_module("fastsoftmax.kernels." + MODULES[name])
+    (assembly,) = _jit.compiled(getattr(module, name), dtype).inspect_asm().values()
+    Path(folder, name).write_text(assembly)
 """
 ROW_KERNELS = [
     "softmax", "log_softmax", "logsumexp", "exp", "cross_entropy", "cross_entropy_with_grad", "mean_cross_entropy_with_grad",
@@ -67,10 +70,11 @@ ARITHMETIC = r"v?(?:add|sub|mul|div|max|min|fn?m(?:add|sub)\d*)"
 LIBM = r"(?:__)?(?:exp|exp2|expm1|log|log2|log1p|pow|fma|ldexp|scalbn|round|rint|floor|fmax|fmin)f?(?:_finite)?"
 
 
-def assembly(kernel, dtype, folder):
-    environment = {**os.environ, "FASTSOFTMAX_CACHE_DIR": str(folder)}
-    command = [sys.executable, "-c", PROGRAM, kernel, dtype]
-    return subprocess.check_output(command, env=environment, text=True)
+def assemblies(folder, dtype, *kernels):
+    """kernel -> its assembly, of kernels compiled in one process: what they share is compiled once."""
+    environment = {**os.environ, "FASTSOFTMAX_CACHE_DIR": str(folder / "cache")}
+    subprocess.check_call([sys.executable, "-c", PROGRAM, str(folder), dtype, *kernels], env=environment)
+    return {name: (folder / name).read_text() for name in kernels}
 
 
 def innermost_loops(text):
@@ -94,8 +98,7 @@ def loops_in_vectors_and_scalars(text):
     return vector, scalar
 
 
-def check(kernel, dtype, folder):
-    text = assembly(kernel, dtype, folder)
+def check(kernel, dtype, text):
     called = set(re.findall(rf"(?:\$|call\w*\s+|jmp\s+)({LIBM})\b(?!\w)", text))
     assert not called, f"{kernel}, {dtype}: calls {sorted(called)}"
     vector, scalar = loops_in_vectors_and_scalars(text)
@@ -105,7 +108,7 @@ def check(kernel, dtype, folder):
 
 
 def test_softmax_of_float32(tmp_path):
-    check("softmax", "float32", tmp_path)
+    check("softmax", "float32", assemblies(tmp_path, "float32", "softmax")["softmax"])
 
 
 def test_every_kernel_is_looked_at_or_excused():
@@ -113,10 +116,16 @@ def test_every_kernel_is_looked_at_or_excused():
     assert set(SCALAR_LOOPS) <= set(ROW_KERNELS)
 
 
+@pytest.fixture(scope="module")
+def of_all_kernels(tmp_path_factory):
+    """dtype -> the assemblies of all row kernels."""
+    return cache(lambda dtype: assemblies(tmp_path_factory.mktemp(dtype), dtype, *ROW_KERNELS))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ROW_KERNELS)
-def test_row_kernel(kernel, dtype, tmp_path):
-    check(kernel, dtype.name, tmp_path)
+def test_row_kernel(kernel, dtype, of_all_kernels):
+    check(kernel, dtype.name, of_all_kernels(dtype.name)[kernel])
 
 
 def test_only_the_entry_is_made_machine_code(tmp_path):
