@@ -47,7 +47,7 @@ from ._simd import (
     total,
     widen,
 )  # fmt: skip
-from ._small import along_rows
+from ._small import backward_along_rows
 from ._wide import row_exp, row_max, split, write_row
 
 
@@ -112,7 +112,7 @@ def dot_lanes(like, acc):
     return lambda like, acc: acc
 
 
-@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_rows)
+@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=backward_along_rows)
 def softmax_backward(grad_probs, probs, grad_logits, n, streaming, first, last):
     """p * (g - sum(g * p))"""
     if n < NARROW:
@@ -182,7 +182,7 @@ def _tile_gradient(source: Any, j: int) -> Any:
     return load(p, j * lanes(p)) * ((load(g, j * lanes(g)) - hi) - lo)
 
 
-@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_rows)
+@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=backward_along_rows)
 def log_softmax_backward(grad_log_probs, log_probs, grad_logits, n, streaming, first, last):
     """g - exp(log_probs) * sum(g)"""
     for i in range(first, last):

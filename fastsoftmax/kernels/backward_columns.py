@@ -32,7 +32,7 @@ from ._simd import (
     store,
     stream,
 )  # fmt: skip
-from ._small import along_columns
+from ._small import backward_along_columns
 from ._target import WIDE
 from .backward import dot_add, dot_at, dot_lanes, row_log_backward
 from .turn import strips_in_rows, to_columns, to_rows
@@ -57,7 +57,7 @@ _run_sums, _run_dots = stack(_RUN * 128), stack(_RUN * 128)
 _sums, _dots = stack(_STRIPS * 32 * 128), stack(_STRIPS * 128)  # pairs of double vectors, 32 a strip; a pair of vectors a strip
 
 
-@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX, small=along_columns)
+@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX, small=backward_along_columns)
 def softmax_backward_columns(grad_probs, probs, grad_logits, n, inner, first, last):
     step = lanes(pointer(probs, 0))
     past = 3 * probs.size >= _PAST * step
@@ -215,7 +215,7 @@ def write_strips(
                 store(out, at, value)
 
 
-@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX, small=along_columns)
+@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX, small=backward_along_columns)
 def log_softmax_backward_columns(grad_log_probs, log_probs, grad_logits, n, inner, first, last):
     backward_in_rows(row_log_backward, grad_log_probs, log_probs, grad_logits, n, inner, first, last)
 
