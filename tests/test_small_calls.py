@@ -71,6 +71,19 @@ def test_the_results_are_those_of_the_long_way(small):
     assert_same(function(*arrays, axis=axis), expected)
 
 
+@pytest.mark.parametrize("shape", [(10, 1), (10, 1, 1), (10,), (1, 1)], ids=str)
+@pytest.mark.parametrize("name", ["softmax", "softmax_backward"])
+def test_one_row_along_the_first_axis(name, shape, dtype):
+    z = np.random.default_rng(1).standard_normal(shape).astype(dtype)
+    arrays = FUNCTIONS[name][2](z)
+    with no_small_calls():
+        expected = getattr(fs, name)(*arrays, axis=0)
+    getattr(fs, name)(*arrays)
+    getattr(fs, name)(*arrays)
+    for axis in (0, -z.ndim):
+        assert_same(KERNELS[name].small(*arrays, axis, None), expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 10), (10,), (2, 3, 10), (1, 1, 1, 9), (3, 1)], ids=str)
 def test_any_number_of_dimensions(shape, dtype):
     z = np.random.default_rng(1).standard_normal(shape).astype(dtype)

@@ -33,8 +33,10 @@ _size, _int, _object = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer(
 # Functions of axis, the first array's number of dimensions, elements, bytes of one, first and last length, which are not 0.
 # Calls are small for which one thread is enough: see `SMALL` and `SHORT`.
 def along_rows(axis, ndim, size, itemsize, first, last):
-    """Vectors, n_classes, streaming, and all rows."""
-    return (axis == -1 or axis == ndim - 1) and size * itemsize <= SHORT, last, False, 0, size // last
+    """Vectors, n_classes, streaming, and all rows; along the first axis if there is one row."""
+    one_row = (axis == 0 or axis == -ndim) and size == first
+    n = first if one_row else last
+    return (one_row or axis == -1 or axis == ndim - 1) and size * itemsize <= SHORT, n, False, 0, size // n
 
 
 def along_columns(axis, ndim, size, itemsize, first, last):
@@ -45,7 +47,9 @@ def along_columns(axis, ndim, size, itemsize, first, last):
 
 
 def backward_along_rows(axis, ndim, size, itemsize, first, last):
-    return (axis == -1 or axis == ndim - 1) and size <= SMALL, last, False, 0, size // last
+    one_row = (axis == 0 or axis == -ndim) and size == first
+    n = first if one_row else last
+    return (one_row or axis == -1 or axis == ndim - 1) and size <= SMALL, n, False, 0, size // n
 
 
 def backward_along_columns(axis, ndim, size, itemsize, first, last):
@@ -74,10 +78,13 @@ def compiled_plan(plan: Callable[..., Any], sig: Any) -> Any:
 # ---- names that compiled code is linked to ---------------------------------------------------------------------------------
 def _numpy_function(k: int) -> int:
     """The address of an entry of NumPy's table for extensions, found as they find it."""
-    capsule = importlib.import_module("numpy._core._multiarray_umath")._ARRAY_API
+    try:
+        extension = importlib.import_module("numpy._core._multiarray_umath")
+    except ModuleNotFoundError:  # NumPy 1.26.0
+        extension = importlib.import_module("numpy.core._multiarray_umath")
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    return (ctypes.c_void_p * (k + 1)).from_address(get(capsule, None))[k]
+    return (ctypes.c_void_p * (k + 1)).from_address(get(extension._ARRAY_API, None))[k]
 
 
 _NDARRAY, _INTEGER, _NEW_LIKE = "fastsoftmax.ndarray", "fastsoftmax.int", "fastsoftmax.new_like"
