@@ -20,6 +20,7 @@ from ._part import OPTIONS, PART, part
 # (fused loss-gradient, float64, 10 classes: 1.97 -> 1.75 ns an element).
 INLINE = {**PART, "forceinline": True}
 
+
 @intrinsic
 def no_doubles(typingctx):
     """A vector of doubles of no length: it stands for weights that are not given."""
