@@ -29,8 +29,7 @@ from fastsoftmax.kernels import MODULES, _jit
 folder, dtype, *names = sys.argv[1:]
 for name in names:
     module = importlib.import_module("fastsoftmax.kernels." + MODULES[name])
-    (assembly,) = _jit.compiled(getattr(module, name), dtype).inspect_asm().values()
-    Path(folder, name).write_text(assembly)
+    Path(folder, name).write_text(_jit.compiled(getattr(module, name), dtype).get_asm_str())
 """
 ROW_KERNELS = [
     "softmax", "log_softmax", "logsumexp", "exp", "cross_entropy", "cross_entropy_with_grad", "mean_cross_entropy_with_grad",
@@ -128,6 +127,7 @@ def test_row_kernel(kernel, dtype, of_all_kernels):
     check(kernel, dtype.name, of_all_kernels(dtype.name)[kernel])
 
 
+@pytest.mark.slow
 def test_only_the_entry_is_made_machine_code(tmp_path):
     """What numba would do for each of a kernel's helpers as well takes longer than the rest of building it."""
     program = """

@@ -24,16 +24,30 @@ def each(x):
     return fs.softmax(x), fs.log_softmax(x), fs.logsumexp(x)
 
 
+@numba.njit
+def lse(x):
+    return fs.logsumexp(x)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [3, 10, 100])
 def test_the_same_bits_as_from_python(dtype, rng, n_classes):
     x = (rng.standard_normal((37, n_classes)) * 30).astype(dtype)
-    for a in (x, x[0], x[:, ::-1], np.asfortranarray(x)):
+    for a in (x, x[0]):
         for result, function in zip(each(a), (fs.softmax, fs.log_softmax, fs.logsumexp)):
             expected = function(a)
             # numba hands a float32 scalar to Python as a float
             assert_same_bits(np.asarray(result, dtype), np.asarray(expected), label=function.__name__)
 
 
+@pytest.mark.parametrize("n_classes", [3, 100])
+def test_the_same_bits_for_every_layout(rng, n_classes):
+    x = rng.standard_normal((37, n_classes)) * 30
+    for a in (x, x[:, ::-1], np.asfortranarray(x)):
+        assert_same_bits(lse(a), fs.logsumexp(a))
+
+
+@pytest.mark.slow
 def test_the_loss_keeps_its_digits():
     @numba.njit
     def loss(x, targets):
@@ -55,6 +69,7 @@ def test_a_label_that_is_no_class():
         loss(CONFIDENT, np.array([0, 3]))
 
 
+@pytest.mark.slow
 def test_in_a_parallel_loop(rng):
     x = rng.standard_normal((500, 10))
 
@@ -79,8 +94,8 @@ def test_options_that_are_not_supported_are_numbas_to_refuse():
 
 
 def test_nothing_at_all():
-    assert each(np.empty((0, 3)))[0].shape == (0, 3)
-    assert each(np.empty(0))[2] == -np.inf
+    assert lse(np.empty((0, 3))).shape == (0,)
+    assert lse(np.empty(0)) == -np.inf
 
 
 SCIPY = """
@@ -98,6 +113,7 @@ SCIPY = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "register", ["from fastsoftmax.numba_support import init; init()", ""], ids=["by hand", "entry point"]
 )

@@ -199,6 +199,7 @@ def test_calls_that_do_with_fewer_threads_wake_no_others():
         assert _threads.threads_now() == 2
 
 
+@pytest.mark.slow
 @several_processors
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no clock of a thread's own")
 def test_beside_busy_neighbours_calls_come_to_do_with_fewer_threads_for_a_while():

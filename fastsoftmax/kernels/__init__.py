@@ -1,8 +1,8 @@
 """The compiled kernels, built at first use.
 
-``kernel("softmax", dtype)`` returns a compiled function. Nothing here imports numba until a kernel is first asked for,
-so that ``import fastsoftmax`` costs what NumPy costs. A new kernel is one function in a module of this folder and one
-entry in `MODULES`.
+``kernel("softmax", dtype)`` returns a compiled function. Nothing here imports numba until a kernel has to be compiled: those
+that lie on the disk need llvmlite alone (`_linker`), and ``import fastsoftmax`` costs what NumPy costs. A new kernel is one
+function in a module of this folder and one entry in `MODULES`.
 """
 
 from __future__ import annotations
@@ -117,10 +117,21 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
             return self[dtype]
         with building():
             if dtype not in self:  # another thread may have built it while this one waited
-                jit = import_module("._jit", __name__)
-                module = import_module("." + self.module, __name__)
-                self[dtype] = jit.build(getattr(module, self.name), dtype)
+                self[dtype] = self._loaded(dtype) or self._built(dtype)
         return self[dtype]
+
+    def _loaded(self, dtype: np.dtype) -> Callable[..., Any] | None:
+        """From the disk, if it is there."""
+        cache = import_module("._cache", __name__)
+        name = cache.name_of(self.name, dtype)
+        if (code := cache.load(name)) is None:
+            return None
+        return import_module("._linker", __name__).link(code, name)
+
+    def _built(self, dtype: np.dtype) -> Callable[..., Any]:
+        jit = import_module("._jit", __name__)
+        module = import_module("." + self.module, __name__)
+        return jit.build(getattr(module, self.name), dtype)
 
     def latest(self, dtype: np.dtype) -> Callable[..., Any] | None:
         """The function for that dtype, from now on that for small calls; None if it has not been built."""
@@ -160,10 +171,8 @@ def built() -> list[tuple[str, str]]:
 def environment() -> dict[str, str]:
     """What compiles the kernels, for which CPU, and where they are kept."""
     import llvmlite
-    import numba
-    from llvmlite import binding
 
-    from ._cache import folder
+    from ._cache import folder, numba_version, processor
 
-    cpu = numba.config.CPU_NAME or binding.get_host_cpu_name()
-    return {"numba": numba.__version__, "llvmlite": llvmlite.__version__, "cpu": cpu, "cache": str(folder() or "none")}
+    cache = str(folder() or "none")
+    return {"numba": numba_version(), "llvmlite": llvmlite.__version__, "cpu": processor(), "cache": cache}

@@ -15,39 +15,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.resources
+import importlib.util
 import logging
 import os
-import pickle
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import llvmlite
-import numba
 import numpy as np
-from numba import config
+from llvmlite import binding
 
 _log = logging.getLogger("fastsoftmax")
 
 # Raise when the layout of a file changes.
-_FORMAT = b"fastsoftmax kernel 1\n"
+_FORMAT = b"fastsoftmax kernel 2\n"
 
-# numba's settings that reach the machine code. The CPU's name and features come from the code generator itself.
-_SETTINGS = (
-    "OPT",
-    "BOUNDSCHECK",
-    "LOOP_VECTORIZE",
-    "SLP_VECTORIZE",
-    "ENABLE_AVX",
-    "DEBUGINFO_DEFAULT",
-    "EXTEND_VARIABLE_LIFETIMES",
-    "LLVM_REFPRUNE_PASS",
-    "LLVM_REFPRUNE_FLAGS",
-    "USING_SVML",
-)
+# numba's settings that reach the machine code, as they are if nobody chose otherwise. (Were they others in some version of
+# numba, processes would find their kernels only after importing it.)
+_SETTINGS = {
+    "OPT": "_OptLevel(3)",
+    "BOUNDSCHECK": "None",
+    "LOOP_VECTORIZE": "1",
+    "SLP_VECTORIZE": "0",
+    "ENABLE_AVX": "True",
+    "DEBUGINFO_DEFAULT": "0",
+    "EXTEND_VARIABLE_LIFETIMES": "0",
+    "LLVM_REFPRUNE_PASS": "1",
+    "LLVM_REFPRUNE_FLAGS": "all",
+    "CPU_NAME": "None",
+    "CPU_FEATURES": "None",
+}
 
 _UNUSED_DAYS = 60
 
@@ -90,7 +93,40 @@ def _sources() -> bytes | None:
 _SOURCES = _sources()
 
 
-def _stamp(options: dict[str, Any], cpu: tuple[Any, ...]) -> bytes:
+def numba_version() -> str:
+    """Without importing it, if its source says so."""
+    with contextlib.suppress(Exception):  # a finder or a layout of somebody else's: then numba itself is asked
+        source = Path(importlib.util.find_spec("numba").origin).with_name("_version.py")
+        if found := re.search(r'"version": "(.+)"', source.read_text()):
+            return found[1]
+    import numba
+
+    return numba.__version__
+
+
+def _settings() -> list[tuple[str, str]]:
+    """Those of numba's settings that reach the machine code and are not as ever; numba is imported if there may be some."""
+    given = any(f"NUMBA_{name}" in os.environ for name in _SETTINGS) or os.path.exists(".numba_config.yaml")
+    if not given and "numba" not in sys.modules:
+        return []
+    from numba import config
+
+    values = {name: str(getattr(config, name, default)) for name, default in _SETTINGS.items()}
+    return [(name, value) for name, value in values.items() if value != _SETTINGS[name]]
+
+
+def processor() -> str:
+    """The CPU that kernels are made for."""
+    return dict(_settings()).get("CPU_NAME", binding.get_host_cpu_name())
+
+
+def _features() -> str:
+    with contextlib.suppress(RuntimeError):  # not known on this system, as numba takes it
+        return binding.get_host_cpu_features().flatten()
+    return ""
+
+
+def _stamp() -> bytes:
     """A hash over everything that the machine code of a kernel depends on, other than its name and dtype."""
     facts = (
         _SOURCES,
@@ -98,81 +134,63 @@ def _stamp(options: dict[str, Any], cpu: tuple[Any, ...]) -> bytes:
         sys.version,
         sys.implementation.cache_tag,
         np.__version__,
-        numba.__version__,
+        numba_version(),
         llvmlite.__version__,
-        sorted(options.items()),
-        [(name, str(getattr(config, name, None))) for name in _SETTINGS],
-        cpu,
+        _settings(),
+        (binding.get_process_triple(), binding.get_host_cpu_name(), _features()),
     )
     return hashlib.sha256(repr(facts).encode()).digest()
 
 
-class DiskCache:
-    """One kernel's file. It stands in for `numba.core.caching.FunctionCache` as a dispatcher's ``_cache``.
+def name_of(kernel: str, dtype: Any) -> str:
+    """A kernel's and a dtype's together."""
+    return f"{kernel}_{np.dtype(dtype).name}"
 
-    Should numba move the internals that this relies on, loading and saving fail quietly and every process compiles.
-    """
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
-        self._name = name
-        self._options = options
+def _locate(name: str) -> tuple[Path, bytes] | None:
+    """The file, and what its content must begin with: the format and the full stamp."""
+    root = folder()
+    if root is None or _SOURCES is None:
+        return None
+    stamp = _stamp()
+    return root / stamp.hex()[:16] / f"{name}.bin", _FORMAT + stamp + name.encode() + b"\n"
 
-    def _locate(self, codegen: Any) -> tuple[Path, bytes] | None:
-        """The file, and what its content must begin with: the format and the full stamp."""
-        root = folder()
-        if root is None or _SOURCES is None:
+
+def load(name: str) -> bytes | None:
+    """The machine code kept under that name, or None."""
+    try:
+        if (place := _locate(name)) is None:
             return None
-        stamp = _stamp(self._options, codegen.magic_tuple())
-        return root / stamp.hex()[:16] / f"{self._name}.bin", _FORMAT + stamp + self._name.encode() + b"\n"
+        path, head = place
+        content = path.read_bytes()
+        body = content[len(head) + 32 :]
+        if content[: len(head) + 32] == head + hashlib.sha256(body).digest():
+            return body
+        _log.debug("%s is damaged or foreign; compiling anew", path)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # whatever it is, compiling is the answer
+        _log.debug("kernel %s could not be loaded: %r; compiling anew", name, error)
+    return None
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The kernel from the disk, or None."""
-        try:
-            if (place := self._locate(target_context.codegen())) is None:
-                return None
-            path, head = place
-            content = path.read_bytes()
-            body = content[len(head) + 32 :]
-            if content[: len(head) + 32] != head + hashlib.sha256(body).digest():
-                _log.debug("%s is damaged or foreign; compiling anew", path)
-                return None
-            target_context.refresh()
-            from numba.core.compiler import CompileResult
 
-            return CompileResult._rebuild(target_context, *pickle.loads(body))
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # whatever it is, compiling is the answer
-            _log.debug("kernel %s could not be loaded: %r; compiling anew", self._name, error)
-            return None
-
-    def save_overload(self, sig: Any, result: Any) -> None:
-        """Keep a kernel that was just compiled."""
-        try:
-            if (place := self._locate(result.codegen)) is None:
-                return
-            if _sources() != _SOURCES:
-                return
-            from numba.core.serialize import dumps
-
-            path, head = place
-            body = dumps(result._reduce())
-            if not path.parent.is_dir():
-                _remove_unused(path.parent.parent)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(path, head + hashlib.sha256(body).digest() + body)
-        except OSError as error:
-            _warn_once(f"{error.strerror or error}: {place[0].parent.parent if place else ''}")
-        except Exception as error:
-            _warn_once(f"numba {numba.__version__} is not supported by the cache ({error!r})")
-
-    # The rest of what numba may ask of a cache.
-    cache_path = None
-
-    def enable(self) -> None:
-        """Nothing to do: the environment decides."""
-
-    disable = flush = enable
+def save(name: str, code: Callable[[], bytes]) -> None:
+    """Keep the machine code, just made, that `code` returns."""
+    try:
+        if (place := _locate(name)) is None:
+            return
+        if _sources() != _SOURCES:
+            return
+        path, head = place
+        body = code()
+        if not path.parent.is_dir():
+            _remove_unused(path.parent.parent)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(path, head + hashlib.sha256(body).digest() + body)
+    except OSError as error:
+        _warn_once(f"{error.strerror or error}: {place[0].parent.parent if place else ''}")
+    except Exception as error:
+        _warn_once(f"numba {numba_version()} is not supported by the cache ({error!r})")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -10,7 +10,6 @@ which release it. The entry takes the kernel's arguments and one more, `job`:
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -44,6 +43,7 @@ from ._layout import (
     TAKEN,
     TALLY,
 )  # fmt: skip
+from ._linker import symbol
 from ._small import SmallCall, arrays_of, compiled_plan
 
 _int64 = ir.IntType(64)
@@ -120,25 +120,38 @@ def _field(builder: Any, job: Any, k: int) -> Any:
 
 
 def entry(kernel: Dispatcher, sig: Signature, name: str, small: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A function (self, arguments, n) of integers, to be compiled into the C function that `callable_at` makes callable.
+    """A function that does nothing: compiled, it has beside it the C function `symbol(name)`, for `callable_at`.
 
-    It runs `kernel`, which is compiled with it. `small` is the plan of a small call, if it takes such (`_small`).
+    That runs `kernel`, which is compiled with it. `small` is the plan of a small call, if it takes such (`_small`). Those that
+    numba would make itself need its runtime.
     """
     takes_rows = [*inspect.signature(kernel.py_func).parameters][-2:] == ["first", "last"]
     chunked = takes_rows and sig.return_type in (types.void, types.int64, types.float64)
 
     @intrinsic
-    def call(typingctx, arguments, n):
+    def define(typingctx):
         kernel.compile(sig)
         compiled = kernel.overloads[sig.args]
         plan = compiled_plan(small, sig) if small else None
 
-        def codegen(context, builder, _, args):
+        def codegen(context, within, _, __):
+            kind = ir.FunctionType(_int64, [_int64, _int64, _int64])  # of nothing, the arguments' address, and their number
+            function = ir.Function(within.module, kind, name=symbol(name))
+            builder = ir.IRBuilder(function.append_basic_block("entry"))
+            builder.ret(body(context, builder, function.args[1:]))
+            return context.get_dummy_value()
+
+        def body(context, builder, args):
             context.active_code_library.add_linking_library(compiled.library)
             python = context.get_python_api(builder)
             kinds, none, one = (*sig.args, types.int64), _int64(0), _int64(1)
             result, end = cgutils.alloca_once_value(builder, none), builder.append_basic_block("end")
             objects = builder.inttoptr(args[0], python.pyobj.as_pointer())
+
+            def run(function, returns, *integers):
+                sig = returns(*[types.int64] * len(integers))
+                helper = context.compile_subroutine(builder, function, sig)
+                return context.call_internal_no_propagate(builder, helper.fndesc, sig, integers)[1]
 
             def argument(k):
                 return builder.load(builder.gep(objects, [_int64(k)]))
@@ -195,14 +208,11 @@ def entry(kernel: Dispatcher, sig: Signature, name: str, small: Callable[..., An
 
             def offered_to_others(field, address):
                 board, long = builder.load(field(JOB_BOARD)), builder.load(field(JOB_LONG))
-                offered = context.compile_internal(
-                    builder, offer, types.boolean(*[types.int64] * 5),
-                    [board, builder.ptrtoint(share, _int64), builder.ptrtoint(address, _int64),
-                     builder.load(field(JOB_HELPERS)), long],
-                )  # fmt: skip
+                addresses = builder.ptrtoint(share, _int64), builder.ptrtoint(address, _int64)
+                offered = run(offer, types.boolean, board, *addresses, builder.load(field(JOB_HELPERS)), long)
                 builder.call(share, [builder.bitcast(address, cgutils.voidptr_t), none])
                 with builder.if_then(offered):
-                    context.compile_internal(builder, take_back, types.void(types.int64), [board])
+                    run(take_back, types.void, board)
 
             def in_chunks():
                 field = partial(_field, builder, job)
@@ -249,30 +259,10 @@ def entry(kernel: Dispatcher, sig: Signature, name: str, small: Callable[..., An
             failed = cgutils.is_not_null(builder, builder.load(builder.gep(tally, [_int64(FAILED)])))
             return returned(failed, None if returns is None else builder.load(builder.bitcast(value, returns)))
 
-        return types.int64(arguments, n), codegen
+        return types.void(), codegen
 
-    def function(self, arguments, n):
-        return call(arguments, n)
+    def function():
+        define()
 
-    function.__name__ = function.__qualname__ = name  # part of the symbol's name, which must be the only one of all caches
+    function.__name__ = function.__qualname__ = name  # part of its symbol's name, which must be the only one in a process
     return function
-
-
-# ---- a C function as a Python object -------------------------------------------------------------------------------------
-class _Definition(ctypes.Structure):
-    """Python's PyMethodDef."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p), ("function", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p),
-    )  # fmt: skip
-
-
-_FASTCALL = 0x80  # arguments as an address and a number: no tuple is made
-_make = ctypes.pythonapi.PyCFunction_NewEx
-_make.restype, _make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
-
-
-def callable_at(address: int, name: str, library: Any) -> Callable[..., Any]:
-    """What calls the C function at `address`, and keeps the library that it is in."""
-    definition = _Definition(name.encode(), address, _FASTCALL, None)
-    return _make(ctypes.addressof(definition), (definition, library), None)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numba import config, njit, types
 from numba.core import cgutils
-from numba.core.dispatcher import Dispatcher
 from numba.extending import intrinsic, overload, register_jitable
 from numba.np.numpy_support import from_dtype
 
-from ._cache import DiskCache
-from ._entry import callable_at, entry
+from ._cache import name_of, save
+from ._entry import entry
+from ._linker import callable_at, symbol
 from ._part import OPTIONS, PART, part
 
 # Helpers are always inlined: left to its own judgement LLVM made the larger ones calls that pass vectors through memory
@@ -103,22 +103,21 @@ def _result_type(returns: Any, real: types.Type) -> types.Type:
     return returns(real)
 
 
-def compiled(kernel: Callable[..., Any], dtype: np.dtype) -> Dispatcher:
-    """The entry of `kernel` for `dtype`, from the disk if it is there: a dispatcher with one signature."""
+def compiled(kernel: Callable[..., Any], dtype: np.dtype) -> Any:
+    """The library that holds the C function of `kernel` for `dtype`, see `_entry`."""
     if config.DISABLE_JIT:
         raise RuntimeError("fastsoftmax is compiled by numba, but NUMBA_DISABLE_JIT is set; unset it")
-    name = f"{kernel.__name__}_{np.dtype(dtype).name}"
     real = from_dtype(np.dtype(dtype))
     sig = _result_type(kernel.returns, real)(*(kind(real) for kind in kernel.kinds))
-    dispatcher = njit(no_cpython_wrapper=True, **OPTIONS)(entry(part(kernel), sig, name, kernel.small))
-    dispatcher._cache = DiskCache(name, OPTIONS)
-    dispatcher.compile(types.int64(types.int64, types.int64, types.int64))
-    dispatcher.disable_compile()
-    return dispatcher
+    dispatcher = njit(**OPTIONS)(entry(part(kernel), sig, name_of(kernel.__name__, dtype), kernel.small))
+    dispatcher.compile(())
+    (only,) = dispatcher.overloads.values()
+    return only.library
 
 
 def build(kernel: Callable[..., Any], dtype: np.dtype) -> Callable[..., Any]:
-    """What Python calls: not the dispatcher, which would work out the types of its arguments each time (110 ns)."""
-    (only,) = compiled(kernel, dtype).overloads.values()
-    address = only.library.get_pointer_to_function(only.fndesc.llvm_cfunc_wrapper_name)
-    return callable_at(address, kernel.__name__, only.library)
+    """What Python calls, compiled anew and kept on the disk."""
+    name, library = name_of(kernel.__name__, dtype), compiled(kernel, dtype)
+    function = callable_at(library.get_pointer_to_function(symbol(name)), name, library)
+    save(name, lambda: library.serialize_using_object_code()[2][0])
+    return function

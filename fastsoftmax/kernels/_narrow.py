@@ -31,19 +31,17 @@ from ._math import (
     reciprocal,
     scaled,
 )  # fmt: skip
+from ._memory import stack
 from ._simd import (
     any_lane,
     constant,
     lanes,
     load,
-    misalignment,
-    pointer,
     prefetch,
     prefetch_to_write,
     select,
     shift,
     splat,
-    stack,
     store,
 )  # fmt: skip
 from ._transpose import load_transposed, store_transposed
@@ -76,13 +74,6 @@ def tile_size(like: Any, n: int) -> int:
 def tiles_together(n: int) -> int:
     """How many tiles to work on at once: 28 KiB at most."""
     return max(1, min(8, 384 // n))
-
-
-@inline
-def aligned(scratch: Any) -> Any:
-    """The first address of a whole vector in an array that has room for one more."""
-    p = pointer(scratch, 0)
-    return shift(p, (lanes(p) - misalignment(p, 1)) % lanes(p))
 
 
 @inline

@@ -46,9 +46,10 @@ class PartCompiler(Compiler):
 # error_model "numpy": a division by zero gives inf or NaN, as in NumPy, and leaves no branch in the loop.
 # fastmath stays off: it folds away the rounding tricks of the exponential and drops NaN; where a sum may be
 # reassociated, the kernel says so at that sum. Not parallel: threads are `fastsoftmax._threads`' subject.
-OPTIONS = {"error_model": "numpy"}
-# Only entries are called from elsewhere; what they are made of needs no wrapper and no machine code of its own.
-PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
+# Without its runtime, which counts references to arrays: kernels own none, and run where numba was not imported (`_linker`).
+OPTIONS = {"error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# What entries are made of needs no machine code of its own.
+PART = {**OPTIONS, "pipeline_class": PartCompiler}
 
 
 def part(function: Callable[..., Any]) -> Dispatcher:

@@ -202,30 +202,6 @@ def pointer(typingctx: Any, array: Any, k: Any) -> Any:
 
 
 @intrinsic
-def keep_alive(typingctx: Any, array: Any) -> Any:
-    """Use an array that is otherwise used by its address: numba frees an array after its last use by name."""
-    return types.void(array), lambda context, builder, sig, args: context.get_dummy_value()
-
-
-def stack(size: int) -> Any:
-    """A function of anything of a dtype: the address of `size` bytes on the stack, aligned to a whole vector.
-
-    One place for each function in which it is called, until that returns. Costs nothing, where an array costs 100 ns.
-    """
-
-    def room(typingctx: Any, like: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            with builder.goto_entry_block():  # numba's `alloca_once` would fill it with zeros, each stored by itself
-                place = builder.alloca(ir.ArrayType(ir.IntType(8), size))
-            place.align = 64
-            return builder.bitcast(place, context.get_value_type(sig.return_type))
-
-        return types.CPointer(like.dtype)(like), codegen
-
-    return intrinsic(room)
-
-
-@intrinsic
 def shift(typingctx: Any, p: Any, k: Any) -> Any:
     """The address k elements after p."""
     return p(p, types.int64), lambda context, builder, sig, args: builder.gep(args[0], [args[1]])

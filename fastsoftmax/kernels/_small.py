@@ -9,20 +9,18 @@ large arrays, shapes that do not fit, whatever is no array.
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
-import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.np.numpy_support import as_dtype
 
 from ._arguments import FAILURE, array_value, dimensions, field, product, refuse_if, unlike
 from ._layout import LEAST_INNER, SHORT, SMALL
+from ._linker import INTEGER, NDARRAY, NEW_LIKE
 from ._part import part
 
 _TYPE = object.__basicsize__ - 8  # where an object has the address of its type
@@ -75,24 +73,7 @@ def compiled_plan(plan: Callable[..., Any], sig: Any) -> Any:
     return compiled
 
 
-# ---- names that compiled code is linked to ---------------------------------------------------------------------------------
-def _numpy_function(k: int) -> int:
-    """The address of an entry of NumPy's table for extensions, found as they find it."""
-    try:
-        extension = importlib.import_module("numpy._core._multiarray_umath")
-    except ModuleNotFoundError:  # NumPy 1.26.0
-        extension = importlib.import_module("numpy.core._multiarray_umath")
-    get = ctypes.pythonapi.PyCapsule_GetPointer
-    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    return (ctypes.c_void_p * (k + 1)).from_address(get(extension._ARRAY_API, None))[k]
-
-
-_NDARRAY, _INTEGER, _NEW_LIKE = "fastsoftmax.ndarray", "fastsoftmax.int", "fastsoftmax.new_like"
-binding.add_symbol(_NDARRAY, id(np.ndarray))
-binding.add_symbol(_INTEGER, id(int))
-binding.add_symbol(_NEW_LIKE, _numpy_function(277))  # PyArray_NewLikeArray
-
-
+# ---- the way in -------------------------------------------------------------------------------------------------------------
 def _is_a(builder: Any, obj: Any, name: str) -> Any:
     """Whether an object's type is that one, not one derived from it."""
     symbol = builder.module.globals.get(name) or ir.GlobalVariable(builder.module, ir.IntType(8), name)
@@ -102,10 +83,9 @@ def _is_a(builder: Any, obj: Any, name: str) -> Any:
 def _new_like(builder: Any, obj: Any) -> Any:
     """A new array of an array's shape and dtype, in C order; null and Python's exception without memory."""
     kind = ir.FunctionType(_object, [_object, _int, _object, _int])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, _NEW_LIKE), [obj, _int(0), _object(None), _int(0)])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, NEW_LIKE), [obj, _int(0), _object(None), _int(0)])
 
 
-# ---- the way in -------------------------------------------------------------------------------------------------------------
 class SmallCall:
     """The code before and after a kernel, which takes `values`; `plan` gives those that follow the arrays.
 
@@ -118,7 +98,7 @@ class SmallCall:
         self._python, self._builder, self._declined, self._end = python, python.builder, declined, end
         builder, (*arrays, axis, out) = python.builder, objects
         kinds, out_kind = sig.args[: len(arrays)], sig.args[len(arrays)]
-        self._only_if(*(_is_a(builder, obj, _NDARRAY) for obj in arrays), _is_a(builder, axis, _INTEGER))
+        self._only_if(*(_is_a(builder, obj, NDARRAY) for obj in arrays), _is_a(builder, axis, INTEGER))
         self._only_if(*(builder.not_(unlike(builder, kind, obj)) for kind, obj in zip(kinds, arrays)))
         ndim, shape = dimensions(builder, arrays[0])
         size = product(builder, ndim, shape)
@@ -141,7 +121,7 @@ class SmallCall:
             with new:
                 builder.store(_new_like(builder, arrays[0]), result)
             with given:
-                self._only_if(_is_a(builder, out, _NDARRAY))
+                self._only_if(_is_a(builder, out, NDARRAY))
                 self._only_if(builder.not_(unlike(builder, out_kind, out, owned=True)))
                 self._only_of_shape(out, ndim, shape)
                 for kind, obj in zip(kinds, arrays):  # in place, or in memory that is plainly not the input's

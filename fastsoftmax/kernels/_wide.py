@@ -33,6 +33,7 @@ from ._math import (
     sum_ended,
     sum_parts,
 )  # fmt: skip
+from ._memory import stack
 from ._simd import (
     V32,
     constant,
@@ -46,11 +47,9 @@ from ._simd import (
     load,
     load_first,
     misalignment,
-    pointer,
     prefetch,
     shift,
     splat,
-    stack,
     store,
     store_first,
     stream,
@@ -285,10 +284,10 @@ def page_apart(p: Any, z: Any) -> int:
 
 
 @inline
-def row_room(scratch: Any, z: Any) -> Any:
-    """The address of a whole line in an array with room for a row and a page, from which stores do not hinder loads from z."""
-    p, line = pointer(scratch, 0), shift(z, -misalignment(z, 1))
-    return shift(p, (PAGE // 2 * lanes(z) - page_apart(p, line)) % (PAGE * lanes(z)))
+def row_room(room: Any, z: Any) -> Any:
+    """The address of a whole line in memory with room for a row and a page, from which stores do not hinder loads from z."""
+    line = shift(z, -misalignment(z, 1))
+    return shift(room, (PAGE // 2 * lanes(z) - page_apart(room, line)) % (PAGE * lanes(z)))
 
 
 @inline

@@ -16,16 +16,13 @@ put index k into lane k % lanes and fold the lanes in a fixed tree.
 
 from __future__ import annotations
 
-import numpy as np
-
 from ._jit import CUBE_OUT, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
-from ._narrow import aligned
+from ._memory import one_at, release, scratch
 from ._simd import (
     constant,
     fence,
     fma,
     item,
-    keep_alive,
     lanes,
     larger,
     load,
@@ -231,7 +228,7 @@ def slab_rows(like):
 def panels_size(like, n, columns):
     """Elements for the panels of n x columns, and a square besides for `turn_panels`."""
     step = lanes(like)
-    return (n * ((columns + step - 1) // step) + step + 1) * step
+    return (n * ((columns + step - 1) // step) + step) * step
 
 
 @inline
@@ -392,30 +389,28 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
     step = lanes(w)
     if n_out <= THIN and not transposed:
         row = turned_row(w, n_in)
-        scratch = np.empty(turned_size(w, n_in, n_out), out.dtype)
-        turned = aligned(scratch)
+        turned = scratch(w, turned_size(w, n_in, n_out))
         turn_weight(w, n_in, n_out, turned, row)
         block = thin_rows(w, n_in)
         for i in range(0, n_rows, block):
             rows, p, q = min(block, n_rows - i), shift(x_, i * n_in), shift(to, i * n_out)
             thin_product(p, rows, n_in, turned, row, n_out, biased, b, relu, q, n_rows - i)
-        keep_alive(scratch)
+        release(turned)
         return
     if transposed and n_in <= THIN and not biased and not relu:
         row = turned_row(w, n_out)
-        scratch = np.empty(turned_size(w, n_out, n_in), out.dtype)
-        turned = aligned(scratch)
+        turned = scratch(w, turned_size(w, n_out, n_in))
         turn_weight(w, n_out, n_in, turned, row)
         thin_spread(x_, n_rows, n_in, turned, row, n_out, to, streams(out))
-        keep_alive(scratch)
+        release(turned)
         return
     if transposed and n_rows <= FEW:
         few_rows_transposed(x_, n_rows, n_in, w, n_out, biased, b, relu, to)
         return
     if n_rows <= FEW and not WIDE:
-        scratch = np.empty(n_out + 2 * step, out.dtype)
-        few_rows(x_, n_rows, n_in, w, n_out, biased, b, relu, to, aligned(scratch))
-        keep_alive(scratch)
+        sums = scratch(w, n_out + step)
+        few_rows(x_, n_rows, n_in, w, n_out, biased, b, relu, to, sums)
+        release(sums)
         return
     copied = transposed or (n_rows > 4 * ROWS and (n_out > SPREAD * step or not WIDE))
     span, group = VECTORS * step, PANELS * VECTORS * step if copied else n_out
@@ -427,9 +422,8 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
     # Zen 3: 0.87 of OpenBLAS's speed, 0.99 so).
     aside = not WIDE and copied and n_in % (16 * step) == 0
     room = panels_size(w, min(n_in, DEPTH), min(group, n_out)) if copied else 0
-    scratch = np.empty(room + (block_rows(w) * (min(n_in, DEPTH) + 2 * step) if aside else 0), out.dtype)
-    panels = aligned(scratch)
-    block = shift(panels, room - step)
+    panels = scratch(w, room + (block_rows(w) * (min(n_in, DEPTH) + 2 * step) if aside else 0))
+    block = shift(panels, room)
     for i in range(0, n_rows, SWEEP):
         rows = min(SWEEP, n_rows - i)
         for k in range(0, max(n_in, 1), DEPTH):
@@ -453,7 +447,7 @@ def affine(x, weight, bias, transposed, relu, out, first, last):
                         p, p_row, height, q, q_vector, q_step, columns, min(columns, whole - j), depth,
                         shift(to, t * n_out + j), n_out, span, begun, add, shift(b, j), rectify,
                     )  # fmt: skip
-    keep_alive(scratch)
+    release(panels)
 
 
 @signature(MATRIX_IN, MATRIX_IN, CUBE_OUT, INDEX, INDEX, INDEX)
@@ -528,13 +522,12 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
     """
     n_rows, n_in, n_out = x.shape[0], x.shape[1], grad_out.shape[1]
     step = lanes(pointer(x, 0))
-    ones, width = np.ones(1, x.dtype), last - first
+    one, width = one_at(pointer(x, 0)), last - first
     if n_rows <= FEW and not WIDE:
         a, b = pointer(x, first), pointer(grad_out, 0)
         few_rows_outer(a, n_rows, n_in, width, b, n_out, adding, pointer(grad_weight, first * n_out))
         if first == 0 and grad_bias.size:
-            add_rows(b, n_rows, n_out, pointer(ones, 0), pointer(grad_bias, 0), adding)
-        keep_alive(ones)
+            add_rows(b, n_rows, n_out, one, pointer(grad_bias, 0), adding)
         return
     copied = n_out > SPREAD * step or (n_rows > 4 * ROWS and not WIDE)
     span, group = VECTORS * step, PANELS * VECTORS * step if copied else n_out
@@ -543,8 +536,7 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
     room = panels_size(pointer(x, 0), depth, min(group, n_out)) if copied else 0
     height = width if WIDE else slab_rows(pointer(x, 0))
     spare = spare if whole < n_out else 0
-    scratch = np.empty(spare + (room + (depth + 1) * (height + ROWS) if copied else 0) + step, x.dtype)
-    turned = aligned(scratch)
+    turned = scratch(pointer(x, 0), spare + (room + (depth + 1) * (height + ROWS) if copied else 0))
     panels = shift(turned, spare)
     slab = shift(panels, room)
     for i in range(0, max(n_rows, 1), SLAB):
@@ -570,11 +562,10 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
             if first == 0 and grad_bias.size:
                 for j in range(0, columns, span):
                     panel_product(
-                        tile(b, 1, VECTORS), pointer(ones, 0), 0, 0, 0, 1, shift(b, j // step * b_vector), b_vector, b_step,
+                        tile(b, 1, VECTORS), one, 0, 0, 0, 1, shift(b, j // step * b_vector), b_vector, b_step,
                         min(span, columns - j), n, pointer(grad_bias, g + j), 0, begun,
                     )  # fmt: skip
-    keep_alive(scratch)
-    keep_alive(ones)
+    release(turned)
 
 
 # ---- (b) ---------------------------------------------------------------------------------------------------------------
@@ -589,7 +580,7 @@ def turned_row(like, n_in):
 def turned_size(like, n_in, n_out):
     """Elements for `turn_weight` to write on, its scratch included."""
     step = lanes(like)
-    return turned_row(like, n_in) * n_out + (step + 1) * step
+    return turned_row(like, n_in) * n_out + step * step
 
 
 @inline
@@ -703,15 +694,14 @@ def add_rows(matrix, n_rows, n_columns, one, out, begun):
 def thin_grad_weight(grad_out, x, parts, parts_bias, size, first, last):
     """Over rows [first, last): grad_out.T @ x and grad_out.sum(0), into the parts of chunk number first // size."""
     n_in, n_out = x.shape[1], grad_out.shape[1]
-    ones, one = np.ones(1, x.dtype), first // size
-    to, to_bias = pointer(parts, one * n_in * n_out), pointer(parts_bias, one * n_out)
-    block = thin_rows(to, n_in)
+    chunk = first // size
+    to, to_bias = pointer(parts, chunk * n_in * n_out), pointer(parts_bias, chunk * n_out)
+    block, one = thin_rows(to, n_in), one_at(to)
     for i in range(first, last, block):
         n, begun = min(block, last - i), i > first
         a, b = pointer(grad_out, i * n_out), pointer(x, i * n_in)
         thin_outer(a, b, n, n_in, n_out, to, begun, shift(b, n * n_in) if i + n < last else b)
-        add_rows(a, n, n_out, pointer(ones, 0), to_bias, begun)
-    keep_alive(ones)
+        add_rows(a, n, n_out, one, to_bias, begun)
 
 
 @signature(CUBE_OUT, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX)
@@ -723,8 +713,7 @@ def add_thin_parts(parts, parts_bias, grad_weight, grad_bias, first, last):
     n_in, n_out = grad_weight.shape
     p, to = pointer(parts, 0), pointer(grad_weight, 0)
     step, size = lanes(p), n_in * n_out
-    scratch = np.empty((step + 1) * step, parts.dtype)
-    square, zero = aligned(scratch), constant(p, 0.0, 0.0)
+    square, zero = scratch(p, step * step), constant(p, 0.0, 0.0)
     for c in range(1, parts.shape[0]):
         for row in range(0, size, n_in):
             for j in range(row + first, row + last, step):
@@ -741,4 +730,4 @@ def add_thin_parts(parts, parts_bias, grad_weight, grad_bias, first, last):
             load_transposed(shift(p, c * n_in + k), n_in, min(step, n_out - c), width, square)
             for j in range(width):
                 store_first(to, (k + j) * n_out + c, load(square, j * step), min(step, n_out - c))
-    keep_alive(scratch)
+    release(square)

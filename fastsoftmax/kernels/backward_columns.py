@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._backward_block import block_backward, sums_total
 from ._column_tiles import columns_ahead, put_first
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
-from ._narrow import NARROW, aligned
+from ._memory import release, scratch, stack
+from ._narrow import NARROW
 from ._simd import (
     constant,
     fence,
-    keep_alive,
     lanes,
     load,
     load_first,
@@ -28,7 +26,6 @@ from ._simd import (
     prefetch_to_write,
     shift,
     splat,
-    stack,
     store,
     stream,
 )  # fmt: skip
@@ -90,17 +87,17 @@ def backward_by_rows(
     step = lanes(pointer(probs, 0))
     strips = (inner + step - 1) // step
     most = min(strips, (_COLUMNS if past or not WIDE else _FEW_COLUMNS) // step)
-    sums, dots = np.empty((32 * most + 1) * step, np.float64), np.empty(2 * most * step, probs.dtype)
+    sums, dots = scratch(splat(0.0), 32 * most * step), scratch(pointer(probs, 0), 2 * most * step)
     k = first
     while k < last:
         column, count = k % strips * step, min(most, last - k, strips - k % strips)
         where, width = k // strips * n * inner + column, min(count * step, inner - column)
         g, p, out = pointer(grad_probs, where), pointer(probs, where), pointer(grad_logits, where)
-        block_backward(g, p, out, n, inner, width, 2 * step, past, aligned(sums), pointer(dots, 0))
+        block_backward(g, p, out, n, inner, width, 2 * step, past, sums, dots)
         k += count
     fence()
-    keep_alive(sums)
-    keep_alive(dots)
+    release(sums)
+    release(dots)
 
 
 @inline
@@ -227,8 +224,8 @@ def backward_in_rows(
     """A few strips of columns at a time are copied to rows, and what `backward` makes of them back to columns."""
     step = lanes(pointer(grad, 0))
     strips, most = (inner + step - 1) // step, strips_in_rows(n)
-    scratch = np.empty(2 * most * step * n, grad.dtype)
-    g, y = pointer(scratch, 0), pointer(scratch, most * step * n)
+    g = scratch(pointer(grad, 0), 2 * most * step * n)
+    y = shift(g, most * step * n)
     k = first
     while k < last:
         column, count = k % strips * step, min(most, last - k, strips - k % strips)
@@ -239,4 +236,4 @@ def backward_in_rows(
             backward(shift(g, r), shift(y, r), shift(g, r), n, False)
         to_columns(g, pointer(grad_logits, where), n, inner, width)
         k += count
-    keep_alive(scratch)
+    release(g)

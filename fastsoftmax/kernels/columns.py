@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._column_passes import (
     AHEAD,
     HALVES,
@@ -23,10 +21,10 @@ from ._column_passes import (
 from ._column_tiles import columns_ahead, in_tiles, put_first
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._math import scaled
+from ._memory import release, scratch
 from ._narrow import (
     NARROW32,
     across,
-    aligned,
     log_softmax_begun,
     log_softmax_ended,
     softmax_begun,
@@ -34,7 +32,6 @@ from ._narrow import (
     subtracted,
 )  # fmt: skip
 from ._simd import (
-    keep_alive,
     lanes,
     load,
     load_first,
@@ -42,6 +39,7 @@ from ._simd import (
     prefetch,
     prefetch_to_write,
     shift,
+    splat,
     store,
     store_first,
 )  # fmt: skip
@@ -77,12 +75,8 @@ def softmax_columns(logits, probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch = np.empty((max(5 * NARROW32 + 8, (2 * step + 6) * most) + 1) * step, logits.dtype)
-    doubles = np.empty(0, np.float64)
-    tile = aligned(scratch)
-    if not across(tile, n):
-        doubles = np.empty(run * HALVES, np.float64)
-    low = pointer(doubles, 0)
+    tile = scratch(pointer(logits, 0), max(5 * NARROW32 + 8, (2 * step + 6) * most) * step)
+    low = scratch(splat(0.0), 0 if across(tile, n) else run * HALVES)
     hi, lo, maxima = tile, shift(tile, run * step), shift(tile, 2 * run * step)
     q_hi, q_lo, bases = shift(maxima, run), shift(maxima, 2 * run), shift(maxima, 3 * run)
     k, ahead = first, columns_ahead(tile, logits.size)
@@ -107,8 +101,8 @@ def softmax_columns(logits, probs, n, inner, first, last):
                 if width % step:
                     c = width // step * step
                     write_scaled(z, out, j, inner, c, width - c, run, bases, q_hi, q_lo, again)
-    keep_alive(scratch)
-    keep_alive(doubles)
+    release(tile)
+    release(low)
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, INDEX, small=along_columns)
@@ -117,12 +111,8 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
     strips = (inner + step - 1) // step
     most = side_by_side(pointer(logits, 0), strips)
     run = most * step
-    scratch = np.empty((max(5 * NARROW32 + 8, (2 * step + 5) * most) + 1) * step, logits.dtype)
-    doubles = np.empty(0, np.float64)
-    tile = aligned(scratch)
-    if not across(tile, n):
-        doubles = np.empty(run * HALVES, np.float64)
-    low = pointer(doubles, 0)
+    tile = scratch(pointer(logits, 0), max(5 * NARROW32 + 8, (2 * step + 5) * most) * step)
+    low = scratch(splat(0.0), 0 if across(tile, n) else run * HALVES)
     hi, lo, maxima, logs = tile, shift(tile, run * step), shift(tile, 2 * run * step), shift(tile, run * (2 * step + 1))
     bases = shift(logs, run)
     k, ahead = first, columns_ahead(tile, logits.size)
@@ -147,5 +137,5 @@ def log_softmax_columns(logits, log_probs, n, inner, first, last):
                     c = width // step * step
                     value = load_first(z, j * inner + c, width - c, load(logs, c))
                     store_first(out, j * inner + c, (value - load(maxima, c)) - load(logs, c), width - c)
-    keep_alive(scratch)
-    keep_alive(doubles)
+    release(tile)
+    release(low)

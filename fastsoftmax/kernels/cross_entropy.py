@@ -45,6 +45,7 @@ from ._math import (
     two_diff,
     two_sum,
 )  # fmt: skip
+from ._memory import release, scratch, stack
 from ._narrow import (
     NARROW,
     kept_sums,
@@ -64,7 +65,6 @@ from ._simd import (
     fence,
     fma,
     item,
-    keep_alive,
     lane,
     lanes,
     load,
@@ -76,7 +76,6 @@ from ._simd import (
     select,
     shift,
     splat,
-    stack,
     store,
     store_first,
     total,
@@ -238,8 +237,9 @@ def streaming_gradient(
 ) -> float:  # fmt: skip
     """The same past the cache."""
     n, targets, out = logits.shape[1], pointer(labels, 0), pointer(losses, 0)
-    scratch, zero = np.empty(n + PAGE * lanes(pointer(logits, 0)), logits.dtype), constant(pointer(logits, 0), 0.0, 0.0)
-    e, m, g_t = row_room(scratch, pointer(logits, 0)), row_max(pointer(logits, first * n), n), lane(zero, 0)
+    like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
+    room = scratch(like, n + PAGE * lanes(like))
+    e, m, g_t = row_room(room, like), row_max(pointer(logits, first * n), n), lane(zero, 0)
     result, hi, lo, t, keep = 0.0, zero, zero, 0, 0.0
     for i in range(first, last):
         z, after, g = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(grad, (i - 1) * n)
@@ -260,7 +260,7 @@ def streaming_gradient(
     if keep == 0.0:
         row_clear(g, n)
     fence()
-    keep_alive(scratch)
+    release(room)
     return result
 
 

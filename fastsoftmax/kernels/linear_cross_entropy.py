@@ -6,12 +6,32 @@ the logits and their gradient never leave the first. The row math is `cross_entr
 
 from __future__ import annotations
 
-import numpy as np
-
-from ._jit import CUBE_OUT, DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, REAL, VECTOR_IN, VECTOR_OUT, signature
-from ._narrow import aligned
-from ._simd import keep_alive, pointer, shift
-from .affine import add_rows, streams, thin_outer, thin_product, thin_rows, thin_spread, turn_weight, turned_row, turned_size
+from ._jit import (
+    CUBE_OUT,
+    DOUBLES_IN,
+    INDEX,
+    LABELS,
+    MATRIX_IN,
+    MATRIX_OUT,
+    REAL,
+    VECTOR_IN,
+    VECTOR_OUT,
+    no_doubles,
+    signature,
+)  # fmt: skip
+from ._memory import matrix_at, one_at, release, scratch
+from ._simd import pointer, shift
+from .affine import (
+    add_rows,
+    streams,
+    thin_outer,
+    thin_product,
+    thin_rows,
+    thin_spread,
+    turn_weight,
+    turned_row,
+    turned_size,
+)  # fmt: skip
 from .cross_entropy import narrow_gradient
 
 
@@ -34,11 +54,9 @@ def linear_cross_entropy(
     w = pointer(weight, 0)
     block = thin_rows(w, n_in)
     row = turned_row(w, n_in)
-    scratch = np.empty(turned_size(w, n_in, n_out), x.dtype)
-    turned = aligned(scratch)
+    turned, g = scratch(w, turned_size(w, n_in, n_out)), scratch(w, block * n_out)
     turn_weight(w, n_in, n_out, turned, row)
-    logits, ones, nothing = np.empty((block, n_out), x.dtype), np.ones(1, x.dtype), np.empty(0, np.float64)
-    g, one = pointer(logits, 0), pointer(ones, 0)
+    logits, one, nothing = matrix_at(g, block, n_out), one_at(w), no_doubles()
     total, factor = 0.0, scale / denominator
     for chunk in range(first, last, size):
         to, to_bias = pointer(parts, chunk // size * n_in * n_out), pointer(parts_bias, chunk // size * n_out)
@@ -58,7 +76,6 @@ def linear_cross_entropy(
             if grad_x.size:
                 thin_spread(g, n, n_out, turned, row, n_in, pointer(grad_x, i * n_in), streams(grad_x))
         total += loss
-    keep_alive(scratch)
-    keep_alive(logits)
-    keep_alive(ones)
+    release(turned)
+    release(g)
     return total

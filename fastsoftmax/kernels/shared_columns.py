@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._backward_block import block_dots, block_sums, gradient_at
 from ._column_passes import columns_exp, columns_factor, columns_log, columns_max, columns_origin
 from ._jit import DOUBLES_OUT, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._math import exp_from, scaled
-from ._narrow import aligned
-from ._simd import constant, fence, keep_alive, lanes, load_first, pointer, shift
+from ._memory import release, scratch
+from ._simd import constant, fence, lanes, load_first, misalignment, pointer, shift
 from ._wide import write_row
 
 
@@ -37,12 +35,12 @@ def shared_sums(logits, maxima, e, sums, halves, keep, exact, n, inner, first, l
     `sums` has two rows for each lane, of as many whole vectors as maxima fill; `halves` as many doubles for each vector.
     """
     z, hi, run = pointer(logits, 0), pointer(sums, 0), maxima.size
-    bases = np.empty(3 * run, logits.dtype)
+    bases = scratch(pointer(logits, 0), 3 * run)
     columns_exp(
-        z, n, inner, inner, run, pointer(maxima, 0), pointer(bases, 0), pointer(e, 0), keep, exact, hi,
+        z, n, inner, inner, run, pointer(maxima, 0), bases, pointer(e, 0), keep, exact, hi,
         shift(hi, lanes(z) * run), pointer(halves, 0), first, last,
     )  # fmt: skip
-    keep_alive(bases)
+    release(bases)
 
 
 @signature(MATRIX_OUT, DOUBLES_OUT, MATRIX_OUT, FLAG, INDEX, INDEX)
@@ -64,12 +62,12 @@ def shared_softmax(logits, maxima, factors, probs, kept, inner, first, last):
             out = pointer(probs, j)
             write_row(out, inner, False, _scaled_at, (out, q, run))
         return
-    bases = np.empty(3 * run, logits.dtype)
-    columns_origin(pointer(maxima, 0), inner, run, pointer(bases, 0))
+    bases = scratch(pointer(logits, 0), 3 * run)
+    columns_origin(pointer(maxima, 0), inner, run, bases)
     for j in range(first * inner, last * inner, inner):
-        write_row(pointer(probs, j), inner, True, _probability_at, (pointer(logits, j), pointer(bases, 0), q, run))
+        write_row(pointer(probs, j), inner, True, _probability_at, (pointer(logits, j), bases, q, run))
     fence()
-    keep_alive(bases)
+    release(bases)
 
 
 @inline
@@ -107,14 +105,21 @@ def _logarithm_at(row: Any, j: int, k: int) -> Any:
 def shared_products(grad_probs, probs, sums, n, inner, first, last):
     """Added up for each column: of a row's two vectors of sums those from `first` up to `last`."""
     p = pointer(probs, 0)
-    block_sums(pointer(grad_probs, 0), p, n, inner, inner, 2 * lanes(p), first, last, aligned(sums))
+    block_sums(pointer(grad_probs, 0), p, n, inner, inner, 2 * lanes(p), first, last, _aligned(sums))
+
+
+@inline
+def _aligned(scratch: Any) -> Any:
+    """The first address of a whole vector in an array that has room for one more."""
+    p = pointer(scratch, 0)
+    return shift(p, (lanes(p) - misalignment(p, 1)) % lanes(p))
 
 
 @signature(DOUBLES_OUT, MATRIX_OUT, INDEX, INDEX)
 def shared_dots(sums, dots, first, last):
     """What each column's sums come to: a pair."""
     d = pointer(dots, 0)
-    block_dots(d, aligned(sums), dots.shape[1] // lanes(d), 2 * lanes(d), d)
+    block_dots(d, _aligned(sums), dots.shape[1] // lanes(d), 2 * lanes(d), d)
 
 
 @signature(VECTOR_IN, VECTOR_IN, MATRIX_IN, VECTOR_OUT, FLAG, INDEX, INDEX, INDEX)

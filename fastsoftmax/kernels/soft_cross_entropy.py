@@ -37,13 +37,13 @@ from ._math import (
     two_product,
     two_sum,
 )  # fmt: skip
+from ._memory import release, scratch
 from ._narrow import NARROW, load_tile, store_tile, tile_room, tile_size
 from ._simd import (
     V32,
     exact_fma,
     fma,
     item,
-    keep_alive,
     lane,
     lanes,
     load,
@@ -459,8 +459,8 @@ def soft_rows(
 
     # exponentials: of narrow rows in a tile, class by class; of wide ones row by row, `apart` from each other
     narrow, most, apart, parts = n < NARROW, max(1, min(8, 1024 // n)), (n + 7) // 8 * 8, 16 // lanes(like)
-    scratch = np.empty(most * apart * parts if wanted and not narrow else 0, np.float64)
-    e, e_lo = pointer(scratch, 0), pointer(scratch, most * apart * (parts - 1))
+    room = scratch(zero, most * apart * parts if wanted and not narrow else 0)
+    e, e_lo = room, shift(room, most * apart * (parts - 1))
     tile, size = tile_room(zero), tile_size(values, min(n, NARROW))
     t_tile = shift(tile, 2 * size)
     if narrow:
@@ -527,7 +527,7 @@ def soft_rows(
                     put(g, b * n + t, number(g, item(at_target, b)))
             if narrow:
                 store_tile(g, n, count, _tile_column, (e,))
-    keep_alive(scratch)
+    release(room)
     return result
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._jit import FLAG, INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._math import (
     SHIFT32,
@@ -21,6 +19,7 @@ from ._math import (
     ratio,
     two_sum,
 )  # fmt: skip
+from ._memory import release, scratch
 from ._narrow import (
     across,
     kept_sums,
@@ -42,7 +41,6 @@ from ._simd import (
     constant,
     fence,
     item,
-    keep_alive,
     lanes,
     load,
     load_first,
@@ -96,8 +94,9 @@ def softmax(logits, probs, n, streaming, first, last):
 
 @inline
 def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) -> None:
-    scratch = np.empty(n + PAGE * lanes(pointer(logits, 0)), logits.dtype)
-    e, zero = row_room(scratch, pointer(logits, 0)), constant(pointer(logits, 0), 0.0, 0.0)
+    like, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
+    room = scratch(like, n + PAGE * lanes(like))
+    e = row_room(room, like)
     m, hi, lo = row_max(pointer(logits, first * n), n), zero, zero
     for i in range(first, last):
         z, after, p = pointer(logits, i * n), pointer(logits, min(i + 1, last - 1) * n), pointer(probs, (i - 1) * n)
@@ -106,7 +105,7 @@ def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) ->
         hi, lo = multiplier(zero, q, q)
     write_row(pointer(probs, (last - 1) * n), n, True, scale_at, (e, hi, lo))
     fence()
-    keep_alive(scratch)
+    release(room)
 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_rows)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ._jit import FLAG, INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
-from ._simd import lanes, load, pointer, prefetch, prefetch_to_write, shift, stack, store, store_first
+from ._memory import stack
+from ._simd import lanes, load, pointer, prefetch, prefetch_to_write, shift, store, store_first
 from ._transpose import load_transposed
 
 _STRIPS, _MANY = 4, 1024  # side by side, unless there are so many classes that they would not stay in the second cache
