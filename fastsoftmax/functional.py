@@ -24,7 +24,7 @@ from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
 from ._columns import FEW_STRIPS, down_columns, fill_from_rows, to_rows
 from ._rows import SOFT_COST, over_rows, softmax_streams, streams, streams_once, sum_over_rows
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
-from .kernels import IGNORED, KERNELS, LEAST_INNER, NARROW, SHORT, SMALL, build_all, environment
+from .kernels import IGNORED, KERNELS, LEAST_INNER, NARROW, SHORT, SMALL, Kernel, build_all, environment
 
 __all__ = [
     "affine", "affine_backward", "cross_entropy", "cross_entropy_grad_hess", "cross_entropy_with_grad",
@@ -36,13 +36,13 @@ __all__ = [
 Array = NDArray[Any]
 Reduction = Literal["mean", "sum", "none"]
 
-_softmax, _log_softmax = KERNELS["softmax"], KERNELS["log_softmax"]
+_softmax, _log_softmax, _lse = KERNELS["softmax"], KERNELS["log_softmax"], KERNELS["logsumexp"]
 _softmax_down, _log_softmax_down = KERNELS["softmax_columns"], KERNELS["log_softmax_columns"]
 _softmax_backward, _softmax_backward_down = KERNELS["softmax_backward"], KERNELS["softmax_backward_columns"]
 _log_softmax_backward, _log_softmax_backward_down = KERNELS["log_softmax_backward"], KERNELS["log_softmax_backward_columns"]
 _check_targets, _loss, _gradient = (KERNELS[name] for name in ("check_targets", "cross_entropy", "cross_entropy_with_grad"))
 _loss_down, _gradient_down = KERNELS["cross_entropy_columns"], KERNELS["cross_entropy_with_grad_columns"]
-_mean_and_gradient = KERNELS["mean_cross_entropy_with_grad"]
+_mean, _mean_and_gradient = KERNELS["mean_cross_entropy"], KERNELS["mean_cross_entropy_with_grad"]
 _INT64 = np.dtype(np.int64)
 _NONE = {dtype: empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 
@@ -110,6 +110,17 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
     except TypeError:  # not C-contiguous, not aligned, ...
         return None
     return result
+
+
+def _small(kernel: Kernel, logits: Any, *arguments: Any) -> Any:
+    """A small call of a kernel that has no other use, if it is the first one of its dtype, or after another dtype's."""
+    if type(logits) is not ndarray or logits.dtype not in _NONE or not 0 < logits.size <= SMALL:
+        return None
+    function = kernel[logits.dtype]
+    if function is kernel.small:  # has been tried
+        return None
+    kernel.small = function
+    return function(logits, *arguments)
 
 
 def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:
@@ -226,31 +237,23 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     >>> float(logsumexp([1000.0, 1000.0]))
     1000.6931471805599
     """
-    if axis is _SECOND and type(logits) is ndarray and logits.ndim == 2:
-        axis = _LAST
-    if (
-        axis is _LAST and not keepdims and type(logits) is ndarray and 0 < logits.size <= SMALL and logits.ndim
-        and (kernel := KERNELS["logsumexp"].get(logits.dtype))
+    if not keepdims and (
+        (lse := _lse.small(logits, axis)) is not None or (lse := _small(_lse, logits, axis)) is not None
     ):  # fmt: skip
-        lse, n_classes = empty(logits.shape[:-1], logits.dtype), logits.shape[-1]
-        try:
-            kernel(logits, lse, n_classes, 0, lse.size, 0)
-            return lse[()]
-        except TypeError:  # not C-contiguous, not aligned, ...
-            pass
+        return lse
     x = _arrays.floats(logits, "logits")
     axes = _arrays.axes_of(axis, x.ndim)
     n_classes = math.prod(x.shape[k] for k in axes)
     dtype = COMPUTED_IN[x.dtype]
     rows = to_rows(x, axes, n_classes, dtype)
     lead = _arrays.lead_shape(x.shape, axes)
-    lse = empty(math.prod(lead), dtype)
+    values = empty(math.prod(lead), dtype)
     if x.size:
-        over_rows(KERNELS["logsumexp"][dtype], (rows, lse, n_classes), rows.shape)
+        over_rows(_lse[dtype], (rows, values, n_classes), rows.shape)
     else:
-        lse.fill(-np.inf)
+        values.fill(-np.inf)
     shape = tuple(1 if k in axes else s for k, s in enumerate(x.shape)) if keepdims else lead
-    return _arrays.cast(lse, x.dtype).reshape(shape)[()]
+    return _arrays.cast(values, x.dtype).reshape(shape)[()]
 
 
 def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any) -> Array | None:
@@ -545,6 +548,13 @@ def cross_entropy(
     >>> cross_entropy([[0.0, 50.0]], [1])
     1.928749847963918e-22
     """
+    if (
+        class_weight is None and sample_weight is None and label_smoothing is _SHARP and ignore_index is IGNORED
+        and reduction is _MEAN
+        and ((value := _mean.small(logits, targets, axis)) is not None
+             or (value := _small(_mean, logits, targets, axis)) is not None)
+    ):  # fmt: skip
+        return value
     if axis is _SECOND and type(logits) is ndarray and logits.ndim == 2:
         axis = _LAST
     if (
@@ -638,7 +648,7 @@ def cross_entropy_with_grad(
         class_weight is None and sample_weight is None and grad_loss is None and label_smoothing is _SHARP
         and ignore_index is IGNORED and reduction is _MEAN
         and ((result := _mean_and_gradient.small(logits, targets, axis, out)) is not None
-             or (result := _small_mean_and_gradient(logits, targets, axis, out)) is not None)
+             or (result := _small(_mean_and_gradient, logits, targets, axis, out)) is not None)
     ):  # fmt: skip
         return result
     if axis is _SECOND and type(logits) is ndarray and logits.ndim == 2:
@@ -685,17 +695,6 @@ def cross_entropy_with_grad(
         if not direct:
             fill_from_rows(grad, target, axes)
     return _reduced_as(loss, total, losses, x.dtype), grad
-
-
-def _small_mean_and_gradient(logits: Any, targets: Any, axis: Any, out: Any) -> tuple[float, Array] | None:
-    """The mean loss and its gradient of a small batch, if it is the first one of its dtype, or after another dtype's."""
-    if type(logits) is not ndarray or logits.dtype not in _NONE or not 0 < logits.size <= SMALL:
-        return None
-    function = _mean_and_gradient[logits.dtype]
-    if function is _mean_and_gradient.small:  # has been tried
-        return None
-    _mean_and_gradient.small = function
-    return function(logits, targets, axis, out)
 
 
 def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses: Array, grad: Array) -> float:

@@ -28,20 +28,45 @@ FUNCTIONS = {
     "softmax_backward": ("softmax_backward", "softmax_backward_columns", lambda z: (z, fs.softmax(z))),
     "log_softmax_backward": ("log_softmax_backward", "log_softmax_backward_columns", lambda z: (z, fs.log_softmax(z))),
     "cross_entropy_with_grad": ("mean_cross_entropy_with_grad", None, lambda z: (z, np.arange(len(z)) % z.shape[1])),
+    "cross_entropy": ("mean_cross_entropy", None, lambda z: (z, np.arange(len(z)) % z.shape[1])),
+    "logsumexp": ("logsumexp", None, lambda z: (z,)),
 }
+WITHOUT_OUT = {"cross_entropy", "logsumexp"}
 ROWS_AND_COLUMNS = [(name, k) for name, kernels in FUNCTIONS.items() for k in (0, 1) if kernels[k]]
 
 
-@pytest.fixture(params=ROWS_AND_COLUMNS, ids=lambda p: FUNCTIONS[p[0]][p[1]])
+def kernel_of(name_and_k):
+    return FUNCTIONS[name_and_k[0]][name_and_k[1]]
+
+
+@pytest.fixture(params=ROWS_AND_COLUMNS, ids=kernel_of)
 def small(request, dtype):
     """(the public function, its arrays, its small call, axis)"""
-    name, k = request.param
+    return small_call(*request.param, dtype)
+
+
+@pytest.fixture(params=[p for p in ROWS_AND_COLUMNS if p[0] not in WITHOUT_OUT], ids=kernel_of)
+def filling(request, dtype):
+    """Those that take `out`."""
+    return small_call(*request.param, dtype)
+
+
+def small_call(name, k, dtype):
     arrays = FUNCTIONS[name][2](Z.astype(dtype))
     axis = 0 if k else -1
     function = getattr(fs, name)
     for _ in range(2):  # built, and asked for
         function(*arrays, axis=axis)
-    return function, arrays, KERNELS[FUNCTIONS[name][k]].small, axis
+    call = KERNELS[FUNCTIONS[name][k]].small
+    if name not in WITHOUT_OUT:
+        return function, arrays, call, axis
+
+    def without_out(*arguments):
+        *others, out = arguments
+        assert out is None
+        return call(*others)
+
+    return function, arrays, without_out, axis
 
 
 def parts(result):
@@ -62,13 +87,20 @@ def test_the_results_are_those_of_the_long_way(small):
     for same_axis in (axis, 1 if axis else -2):
         result = call(*arrays, same_axis, None)
         assert_same(result, expected)
-        assert parts(result)[-1].flags.owndata
-        assert parts(result)[-1].flags.c_contiguous
+        if isinstance(made := parts(result)[-1], np.ndarray):
+            assert made.flags.owndata
+            assert made.flags.c_contiguous
+    assert_same(function(*arrays, axis=axis), expected)
+
+
+def test_the_result_is_put_where_it_is_wanted(filling):
+    function, arrays, call, axis = filling
+    with no_small_calls():
+        expected = function(*arrays, axis=axis)
     out = np.full_like(arrays[0], 7)
     result = call(*arrays, axis, out)
     assert parts(result)[-1] is out
     assert_same(result, expected)
-    assert_same(function(*arrays, axis=axis), expected)
 
 
 @pytest.mark.parametrize("shape", [(10, 1), (10, 1, 1), (10,), (1, 1)], ids=str)
@@ -88,15 +120,17 @@ def test_one_row_along_the_first_axis(name, shape, dtype):
 def test_any_number_of_dimensions(shape, dtype):
     z = np.random.default_rng(1).standard_normal(shape).astype(dtype)
     fs.softmax(z)
+    fs.logsumexp(z)
     for axis in (-1, z.ndim - 1):
         with no_small_calls():
-            expected = fs.softmax(z, axis)
+            expected = fs.softmax(z, axis), fs.logsumexp(z, axis)
         fs.softmax(z, -1)
-        assert_same(KERNELS["softmax"].small(z, axis, None), expected)
+        assert_same(KERNELS["softmax"].small(z, axis, None), expected[0])
+        assert_same(KERNELS["logsumexp"].small(z, axis), expected[1])
 
 
-def test_in_place(small):
-    function, arrays, call, axis = small
+def test_in_place(filling):
+    function, arrays, call, axis = filling
     with no_small_calls():
         expected = function(*arrays, axis=axis)
     if function is fs.cross_entropy_with_grad:  # what is looked at once more must be there still
@@ -160,11 +194,14 @@ def test_other_arrays_are_declined(small, kind):
         if np.ndim(a) == 1 and kind == "in Fortran's order":
             continue  # a vector is in every order
         assert call(*arrays[:k], other, *arrays[k + 1 :], axis, None) is None
-    if kind not in ("None",):
-        before = arrays[0].copy()
-        out = ARRAYS[kind](arrays[0])
-        assert call(*arrays, axis, out) is None
-        assert_same(arrays[0], before)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARRAYS if kind != "None"])
+def test_results_in_other_arrays_are_declined(filling, kind):
+    _, arrays, call, axis = filling
+    before = arrays[0].copy()
+    assert call(*arrays, axis, ARRAYS[kind](arrays[0])) is None
+    assert_same(arrays[0], before)
 
 
 @pytest.mark.parametrize("axis", AXES, ids=str)
@@ -173,8 +210,8 @@ def test_other_axes_are_declined(small, axis):
     assert call(*arrays, axis, None) is None
 
 
-def test_other_results_are_declined(small):
-    _, arrays, call, axis = small
+def test_other_results_are_declined(filling):
+    _, arrays, call, axis = filling
     for out in read_only(arrays[0]), elsewhere(arrays[0]):
         before = out.copy()
         assert call(*arrays, axis, out) is None
@@ -212,25 +249,31 @@ def test_labels_to_be_looked_at_more_closely_are_declined(targets, dtype):
     z = Z[:2].astype(dtype)
     fs.cross_entropy_with_grad(z, np.array([1, 2]))
     out = np.full_like(z, 7)
-    call = KERNELS["mean_cross_entropy_with_grad"].small
+    fs.cross_entropy(z, np.array([1, 2]))
+    call, loss_alone = KERNELS["mean_cross_entropy_with_grad"].small, KERNELS["mean_cross_entropy"].small
     assert call(z, np.array([1, -100]), -1, None) is not None
+    assert loss_alone(z, np.array([1, -100]), -1) is not None
     for given in None, out:
         assert call(z, np.array(targets), -1, given) is None
+    assert loss_alone(z, np.array(targets), -1) is None
     assert (out == 7).all()
-    assert call(z, np.array([1, 2], np.int32), -1, None) is None
+    for other in np.array([1, 2], np.int32), np.array([1.0, 2.0]):
+        assert call(z, other, -1, None) is None
+        assert loss_alone(z, other, -1) is None
 
 
 def test_nothing_is_kept(small):
     """Neither memory nor references, whether a call is taken or declined."""
     function, arrays, call, axis = small
     out = np.empty_like(arrays[0])
-    calls = [
-        (*arrays, axis, None), (*arrays, axis, out), (*arrays, 7, None), (*arrays, axis, read_only(out)),
-        (None,) * (len(arrays) + 2),
-    ]  # fmt: skip
-    if function is fs.cross_entropy_with_grad:
+    calls = [(*arrays, axis, None), (*arrays, 7, None), (None,) * (len(arrays) + 2)]
+    if len(arrays) == 2 and arrays[1].ndim == 1:
         calls.append((arrays[0], arrays[1] - 1, axis, None))  # declined when the result is there already
-        calls.append((arrays[0], arrays[1] - 1, axis, out))
+    if function.__name__ not in WITHOUT_OUT:
+        calls += [(*others, out) for *others, _ in calls]
+        calls.append((*arrays, axis, read_only(out)))
+    if function is fs.logsumexp:
+        calls.append((arrays[0][0].copy(), axis, None))  # a scalar
     watched = [*arrays, out, np.ndarray, arrays[0].dtype]
 
     def state():

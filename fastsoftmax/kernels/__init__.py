@@ -58,6 +58,7 @@ MODULES: dict[str, str] = {
     "cross_entropy_with_grad": "cross_entropy",
     "cross_entropy_columns": "cross_entropy",
     "cross_entropy_with_grad_columns": "cross_entropy",
+    "mean_cross_entropy": "cross_entropy",
     "mean_cross_entropy_with_grad": "cross_entropy",
     "soft_cross_entropy": "soft_cross_entropy",
     "soft_cross_entropy_with_grad": "soft_cross_entropy",

@@ -44,7 +44,7 @@ from ._layout import (
     TALLY,
 )  # fmt: skip
 from ._linker import symbol
-from ._small import SmallCall, arrays_of, compiled_plan
+from ._small import SmallCall, arguments_of
 
 _int64 = ir.IntType(64)
 _NOTHING_LEFT = _int64(1 << 40)
@@ -132,7 +132,6 @@ def entry(kernel: Dispatcher, sig: Signature, name: str, small: Callable[..., An
     def define(typingctx):
         kernel.compile(sig)
         compiled = kernel.overloads[sig.args]
-        plan = compiled_plan(small, sig) if small else None
 
         def codegen(context, within, _, __):
             kind = ir.FunctionType(_int64, [_int64, _int64, _int64])  # of nothing, the arguments' address, and their number
@@ -161,11 +160,11 @@ def entry(kernel: Dispatcher, sig: Signature, name: str, small: Callable[..., An
                 builder.branch(end)
 
             if small:
-                n_arrays = arrays_of(sig)
+                n_small = arguments_of(sig, small)
                 as_small, in_full, declined = (builder.append_basic_block(at) for at in ("small", "full", "declined"))
-                builder.cbranch(builder.icmp_signed("==", args[1], _int64(n_arrays + 2)), as_small, in_full)
+                builder.cbranch(builder.icmp_signed("==", args[1], _int64(n_small)), as_small, in_full)
                 builder.position_at_end(as_small)
-                call = SmallCall(python, sig, plan, [argument(k) for k in range(n_arrays + 2)], declined, end)
+                call = SmallCall(python, sig, small, [argument(k) for k in range(n_small)], declined, end)
                 status, value = context.call_internal_no_propagate(builder, compiled.fndesc, sig, call.values)
                 return_object(call.returned(status.is_error, value))
                 builder.position_at_end(declined)

@@ -564,19 +564,32 @@ def cross_entropy_with_grad_columns(
     )
 
 
+@signature(MATRIX_IN, LABELS, returns=REAL, small=matrix)
+def mean_cross_entropy(logits, targets):
+    """The mean loss with all checks, for small batches; NaN for what must be looked at more closely."""
+    kept = labels_that_count(logits, targets)
+    if kept == 0.0:
+        return np.nan
+    none, losses = no_doubles(), logits[0, :0]  # of no length, as LLVM sees too
+    return cross_entropy(logits, targets, none, none, IGNORED, losses, 0, logits.shape[0]) / kept
+
+
 @signature(MATRIX_IN, LABELS, MATRIX_OUT, returns=REAL, small=matrix)
 def mean_cross_entropy_with_grad(logits, targets, grad):
-    """The mean loss and its gradient with all checks, for small batches; NaN for what must be looked at more closely.
+    """The same and its gradient. Nothing is written then, unless NaN is the loss."""
+    kept = labels_that_count(logits, targets)
+    if kept == 0.0:
+        return np.nan
+    none, losses = no_doubles(), grad[0, :0]
+    return cross_entropy_with_grad(
+        logits, targets, none, none, IGNORED, none, 1.0, kept, losses, grad, False, 0, logits.shape[0]
+    ) / kept
 
-    Nothing is written then, unless NaN is the loss.
-    """
+
+@inline
+def labels_that_count(logits: Any, targets: Any) -> float:
+    """How many rows do; 0 also if a label is no class, or there are no labels, or too many or few."""
     n_rows, n = logits.shape
     if targets.size != n_rows or n_rows == 0 or n == 0:
-        return np.nan
-    none, losses = no_doubles(), grad[0, :0]  # of no length, as LLVM sees too
-    _, kept = check_targets(targets, n, IGNORED, none, none)
-    if kept == 0.0:  # no row counts, or a label is no class
-        return np.nan
-    return cross_entropy_with_grad(
-        logits, targets, none, none, IGNORED, none, 1.0, kept, losses, grad, False, 0, n_rows
-    ) / kept
+        return 0.0
+    return check_targets(targets, n, IGNORED, no_doubles(), no_doubles())[1]

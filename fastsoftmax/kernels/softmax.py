@@ -50,7 +50,7 @@ from ._simd import (
     store,
     store_first,
 )  # fmt: skip
-from ._small import along_rows
+from ._small import a_number_each_row, along_rows
 from ._wide import (
     PAGE,
     row_exp_between,
@@ -147,7 +147,7 @@ def streaming_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last:
     fence()
 
 
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX)
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, small=a_number_each_row)
 def logsumexp(logits, lse, n, first, last):
     if across(pointer(logits, 0), n):
         narrow_logsumexp(logits, lse, n, first, last)
