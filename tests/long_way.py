@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from unittest import mock
 
+from fastsoftmax import functional
 from fastsoftmax.kernels import Kernel
 
 
+@contextmanager
 def no_small_calls():
-    """A patch: kernels decline every small call."""
+    """Kernels decline every small call, and are not asked for one."""
     declines = property(lambda kernel: lambda *arguments: None, lambda kernel, function: None)
-    return mock.patch.object(Kernel, "small", declines, create=True)
+    with mock.patch.object(Kernel, "small", declines, create=True), mock.patch.object(functional, "_small", return_value=None):
+        yield
