@@ -2,7 +2,8 @@
 
 Kernels address memory by raw pointers, which no bounds check of numba's sees. So every array that a call reads or writes
 is laid against such a page: the arguments, and, by a stand-in for `numpy` in the modules that call kernels, every copy,
-result and piece of scratch that Python allocates for them. Run by test_bounds.py in a process of its own.
+result and piece of scratch that Python allocates for them, and what kernels allocate themselves, which must also be given
+back. Run by test_bounds.py in a process of its own.
 """
 
 from __future__ import annotations
@@ -41,6 +42,66 @@ def place(shape, dtype, at_end):
             raise OSError(ctypes.get_errno(), "mprotect")
     start = PAGE + (room - size if at_end else 0)
     return everything[start : start + size].view(dtype).reshape(shape)
+
+
+# The C library's malloc and free for kernels: what was asked for ends less than 64 bytes before a forbidden page. Before it
+# stand the region's address and size. No GIL is needed, and how many there are is counted.
+_MALLOC = f"""
+declare ptr @mmap(ptr, i64, i32, i32, i32, i64)
+declare i32 @munmap(ptr, i64)
+declare i32 @mprotect(ptr, i64, i32)
+@made = global i64 0
+@alive = global i64 0
+
+define ptr @guarded_malloc(i64 %size) {{
+  %more = add i64 %size, {16 + 64 + PAGE - 1}
+  %room = and i64 %more, {-PAGE}
+  %all = add i64 %room, {PAGE}
+  %region = call ptr @mmap(ptr null, i64 %all, i32 {mmap.PROT_READ | mmap.PROT_WRITE},
+                           i32 {mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}, i32 -1, i64 0)
+  %guard = getelementptr i8, ptr %region, i64 %room
+  call i32 @mprotect(ptr %guard, i64 {PAGE}, i32 0)
+  %end = ptrtoint ptr %guard to i64
+  %latest = sub i64 %end, %size
+  %begin = and i64 %latest, -64
+  %place = inttoptr i64 %begin to ptr
+  %before = getelementptr i64, ptr %place, i64 -2
+  store ptr %region, ptr %before
+  %length = getelementptr i64, ptr %place, i64 -1
+  store i64 %all, ptr %length
+  atomicrmw add ptr @made, i64 1 seq_cst
+  atomicrmw add ptr @alive, i64 1 seq_cst
+  ret ptr %place
+}}
+
+define void @guarded_free(ptr %place) {{
+  %before = getelementptr i64, ptr %place, i64 -2
+  %region = load ptr, ptr %before
+  %length = getelementptr i64, ptr %place, i64 -1
+  %all = load i64, ptr %length
+  call i32 @munmap(ptr %region, i64 %all)
+  atomicrmw sub ptr @alive, i64 1 seq_cst
+  ret void
+}}
+"""
+
+
+def guard_scratch():
+    """Have the kernels of this process, none of which may have been built, allocate so; returns what tells (made, alive)."""
+    from llvmlite import binding
+
+    from fastsoftmax.kernels import built
+
+    assert not built()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine(jit=True)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(_MALLOC), machine)
+    engine.finalize_object()
+    for name in ("malloc", "free"):
+        binding.add_symbol(name, engine.get_function_address(f"guarded_{name}"))
+    places = [engine.get_global_value_address(name) for name in ("made", "alive")]
+    return lambda keep=engine: tuple(ctypes.c_int64.from_address(place).value for place in places)
 
 
 class GuardedNumpy:

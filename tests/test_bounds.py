@@ -65,12 +65,15 @@ def test_no_call_touches_what_lies_beyond_its_arrays():
     """Every function, with every argument, result and copy against a page that nobody may touch."""
     code = f"""
         import guard_pages
+        scratch = guard_pages.guard_scratch()
         for large in (False, True):
             for dtype in ("float32", "float64"):
                 for at_end in (True, False):
                     print(guard_pages.main(dtype, at_end, {FEW}, large=large))
+        made, alive = scratch()
+        print(made > 1000, alive)
     """
-    assert run(code).split() == [str(35 * len(FEW))] * 8
+    assert run(code).split() == [str(35 * len(FEW))] * 8 + ["True", "0"]
 
 
 @linux
@@ -78,11 +81,14 @@ def test_training_touches_nothing_beyond_its_arrays():
     """Mini-batches, hidden layers, the optimizers' updates, predictions."""
     code = """
         import guard_pages
+        scratch = guard_pages.guard_scratch()
         for dtype in ("float32", "float64"):
             for at_end in (True, False):
                 print(guard_pages.training(dtype, at_end))
+        made, alive = scratch()
+        print(made > 1000, alive)
     """
-    assert run(code).split() == ["144"] * 4
+    assert run(code).split() == ["144"] * 4 + ["True", "0"]
 
 
 @linux
@@ -94,9 +100,12 @@ def test_no_call_touches_what_lies_beyond_its_arrays_for_any_size(at_end, large,
     sizes = [(n, k) for n in ROWS for k in COLUMNS] + LARGE
     code = f"""
         import guard_pages
+        scratch = guard_pages.guard_scratch()
         print(guard_pages.main({dtype.name!r}, {at_end}, {sizes}, large={large}))
+        made, alive = scratch()
+        print(made > 1000, alive)
     """
-    assert int(run(code)) == CALLS // 8
+    assert run(code).split() == [str(CALLS // 8), "True", "0"]
 
 
 # ---- numba's own check ---------------------------------------------------------------------------------------------

@@ -308,3 +308,10 @@ def test_another_dtype_is_small_too_from_its_second_call_on():
 def test_an_entry_says_how_many_arguments_it_takes(arguments):
     with pytest.raises(TypeError, match="softmax_float64 takes 7 arguments"):
         KERNELS["softmax"][np.dtype(np.float64)](*arguments)
+
+
+@pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3, 4, 5, 6)], ids=len)
+@pytest.mark.parametrize(("name", "n"), [("mean_cross_entropy", 3), ("mean_cross_entropy_with_grad", 4)])
+def test_so_does_one_for_small_calls_alone(name, n, arguments):
+    with pytest.raises(TypeError, match=f"{name}_float64 takes {n} arguments"):
+        KERNELS[name][np.dtype(np.float64)](*arguments)

@@ -170,6 +170,11 @@ def entry(kernel: Dispatcher, sig: Signature, name: str, small: Callable[..., An
                 builder.position_at_end(declined)
                 return_object(python.make_none())
                 builder.position_at_end(in_full)
+            if small and not chunked:  # there are small calls of it alone
+                python.err_set_string("PyExc_TypeError", f"{name} takes {n_small} arguments")
+                builder.branch(end)
+                builder.position_at_end(end)
+                return builder.load(result)
             unlike = builder.icmp_signed("!=", args[1], _int64(len(kinds)))
             refuse_if(python, unlike, "TypeError", f"{name} takes {len(kinds)} arguments", end)
             *values, job = (read(python, kind, argument(k), end) for k, kind in enumerate(kinds))

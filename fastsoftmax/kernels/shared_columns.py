@@ -109,9 +109,9 @@ def shared_products(grad_probs, probs, sums, n, inner, first, last):
 
 
 @inline
-def _aligned(scratch: Any) -> Any:
+def _aligned(array: Any) -> Any:
     """The first address of a whole vector in an array that has room for one more."""
-    p = pointer(scratch, 0)
+    p = pointer(array, 0)
     return shift(p, (lanes(p) - misalignment(p, 1)) % lanes(p))
 
 
