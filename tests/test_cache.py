@@ -464,7 +464,11 @@ def test_kernels_on_the_disk_do_without_numba(package):
     assert package.run("import numba\n" + SCRIPT) == ([TWICE_THE_SUM, 1], "")
 
 
+nobody_chose = pytest.mark.skipif(any(name.startswith("NUMBA_") for name in os.environ), reason="settings are given")
+
+
 @pytest.mark.slow
+@nobody_chose
 def test_every_kernel_does_without_numba():
     """What machine code refers to is Python's, NumPy's, the C library's: to link anything else ends the process."""
     if os.environ.get("FASTSOFTMAX_CACHE") == "0":
@@ -480,7 +484,7 @@ print(len(built()), "numba" in sys.modules)
     assert out.split() == [str(2 * len(kernels.KERNELS)), "False"]
 
 
-@pytest.mark.skipif(any(name.startswith("NUMBA_") for name in os.environ), reason="settings are given")
+@nobody_chose
 def test_settings_of_numba_that_nobody_chose_are_those_expected():
     import numba
 
