@@ -113,7 +113,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
 
 
 def _small(kernel: Kernel, logits: Any, *arguments: Any) -> Any:
-    """A small call of a kernel that has no other use, if it is the first one of its dtype, or after another dtype's."""
+    """A small call, if it is the kernel's first one of that dtype, or after another dtype's."""
     if type(logits) is not ndarray or logits.dtype not in _NONE or not 0 < logits.size <= SMALL:
         return None
     function = kernel[logits.dtype]

@@ -90,13 +90,11 @@ def guard_scratch():
     """Have the kernels of this process, none of which may have been built, allocate so; returns what tells (made, alive)."""
     from llvmlite import binding
 
-    from fastsoftmax.kernels import built
+    from fastsoftmax.kernels import _linker, built
 
     assert not built()
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine(jit=True)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(_MALLOC), machine)
+    engine = _linker._engine()
+    engine.add_module(binding.parse_assembly(_MALLOC))
     engine.finalize_object()
     for name in ("malloc", "free"):
         binding.add_symbol(name, engine.get_function_address(f"guarded_{name}"))

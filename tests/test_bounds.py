@@ -108,6 +108,25 @@ def test_no_call_touches_what_lies_beyond_its_arrays_for_any_size(at_end, large,
     assert run(code).split() == [str(CALLS // 8), "True", "0"]
 
 
+def test_a_kernel_without_memory_raises():
+    code = """
+        import ctypes
+        import numpy as np
+        from llvmlite import binding
+        import fastsoftmax as fs
+
+        nothing = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(lambda size: None)
+        binding.add_symbol("malloc", ctypes.cast(nothing, ctypes.c_void_p).value)
+        for call in (lambda z: fs.softmax(z, 0), lambda z: fs.affine(z, z.T.copy())):
+            for n in (10, 300):  # a small call, and one that releases the GIL
+                try:
+                    call(np.ones((n, n), np.float32))
+                except RuntimeError as error:
+                    print(error)
+    """
+    assert run(code).splitlines() == ["a kernel ran out of memory, or out of bounds where NUMBA_BOUNDSCHECK=1"] * 4
+
+
 # ---- numba's own check ---------------------------------------------------------------------------------------------
 
 # Row 1 of a result that has only row 0: an array's index, which numba can check, not a vector's address.

@@ -45,7 +45,7 @@ for _name, _address in {
 
 
 def symbol(name: str) -> str:
-    """What the C function of a kernel for a dtype, together its name, is called in its machine code."""
+    """What a kernel's C function for a dtype (its name: `_cache.name_of`) is called in the machine code."""
     return f"fastsoftmax.{name}"
 
 

@@ -95,7 +95,7 @@ def _symbol(builder: Any, name: str) -> Any:
 
 
 def _new_of_lengths(builder: Any, ndim: Any, lengths: Any, kind: types.Array) -> Any:
-    """A new array of these lengths and of a kernel's dtype, likewise."""
+    """A new array of these lengths and of a kernel's dtype; null and Python's exception without memory."""
     function = ir.FunctionType(_object, [_object, _int, lengths.type, _int, _object, _object, _int, _int, _object])
     null, zero, number = _object(None), _int(0), _int(as_dtype(kind.dtype).num)
     array_type = _symbol(builder, NDARRAY)
@@ -106,7 +106,7 @@ def _new_of_lengths(builder: Any, ndim: Any, lengths: Any, kind: types.Array) ->
 
 
 def _new_like(builder: Any, obj: Any) -> Any:
-    """A new array of an array's shape and dtype, in C order; null and Python's exception without memory."""
+    """A new array of an array's shape and dtype, in C order, likewise."""
     kind = ir.FunctionType(_object, [_object, _int, _object, _int])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, NEW_LIKE), [obj, _int(0), _object(None), _int(0)])
 
@@ -114,7 +114,7 @@ def _new_like(builder: Any, obj: Any) -> Any:
 class SmallCall:
     """The code before and after a kernel, which takes `values`; `plan` gives those that follow the arrays.
 
-    It goes on at `declined` instead, or with Python's exception set at `end`. `objects` are the arrays, axis and out.
+    It goes on at `declined` instead, or with Python's exception set at `end`. `objects` are as many as `arguments_of` says.
     """
 
     def __init__(
