@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from ._program import NOW, Caller
 from ._threads import COST as PASS
-from .kernels import KERNELS
+from .kernels import KERNELS, SMALL_PRODUCT
 
 Array = NDArray[Any]
 
 THIN = 10  # classes: as many as the thin kernels take
-# Multiply-adds up to which one thread is enough: 10 us (128 x 100 x 64, float32, on two threads: 20 -> 13 us); and of a thin
-# head, whose parts are the same ones always.
-SMALL, SMALL_HEAD = 1 << 19, 1 << 16
+SMALL_HEAD = 1 << 16  # what `SMALL_PRODUCT` is, of a thin head, whose parts are the same ones always
 CHUNK = 1 << 24  # of a chunk where there are more than two, 150 us
 COST, HEAD_COST = 1e-5, 3e-5  # microseconds a multiply-add; of a head, which does three
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
@@ -49,10 +47,10 @@ def _chunks(n: int, work: int, grain: int, small: int) -> tuple[int, int]:
 
 def _run(via: Caller, kernel: Any, arguments: tuple[Any, ...], n: int, work: int, grain: int = GRAIN) -> None:
     """Have a kernel whose results do not depend on chunks run in some, or where there is one thread in one piece."""
-    if work <= SMALL and via is NOW:  # straight on: 0.3 us of 5
+    if work <= SMALL_PRODUCT and via is NOW:  # straight on: 0.3 us of 5
         kernel(*arguments, 0, n, 0)
         return
-    n_chunks, size = _chunks(n, work, grain, SMALL)
+    n_chunks, size = _chunks(n, work, grain, SMALL_PRODUCT)
     if n_chunks == 1 or (threads := via.threads()) == 1:
         via.whole(kernel, arguments, n, work * COST)
     else:
@@ -63,7 +61,7 @@ def _run(via: Caller, kernel: Any, arguments: tuple[Any, ...], n: int, work: int
 
 def _share(n: int, work: int, grain: int, threads: int) -> int:
     """How many rows each of many threads takes: what is twice enough for one thread, or more."""
-    size = -(-n // max(1, min(threads, work // (2 * SMALL), n // grain)))
+    size = -(-n // max(1, min(threads, work // (2 * SMALL_PRODUCT), n // grain)))
     return size + -size % GRAIN
 
 
@@ -80,11 +78,11 @@ def affine(
     kernel, n, work = KERNELS["affine"][out.dtype], len(out), x.size * weight.shape[1]
     b = _nothing(out.dtype) if bias is None else bias
     if via is not NOW and bias is not None and THIN < weight.shape[1] <= WIDE and weight.size > 2 * out.size:
-        n_parts, size = _chunks(len(weight), work, PANEL, SMALL)
+        n_parts, size = _chunks(len(weight), work, PANEL, SMALL_PRODUCT)
         if n_parts == 2:
             _affine_by_inputs(via, x, weight, b, relu, out, n_parts, size)
             return out
-    _run(via, kernel, (x, weight, b, False, relu, out), n, work, PANEL if weight.shape[1] > WIDE else GRAIN)
+    _run(via, kernel, (x, weight, b, out, False, relu), n, work, PANEL if weight.shape[1] > WIDE else GRAIN)
     return out
 
 
@@ -109,7 +107,7 @@ def _affine_by_inputs(
 
 def affine_grad_x(grad_out: Array, weight: Array, out: Array, *, via: Caller = NOW) -> Array:
     """out = grad_out @ weight.T"""
-    arguments = grad_out, weight, _nothing(out.dtype), True, False, out
+    arguments = grad_out, weight, _nothing(out.dtype), out, True, False
     _run(via, KERNELS["affine"][out.dtype], arguments, len(out), out.size * weight.shape[1], PANEL // 2)
     return out
 
@@ -128,7 +126,7 @@ def affine_grad_weight(
     elif len(x) == 0:
         weight_out[...], bias_out[...] = 0, 0
     else:
-        n_chunks, size = _chunks(len(x), work, GRAIN, SMALL)
+        n_chunks, size = _chunks(len(x), work, GRAIN, SMALL_PRODUCT)
         parts, parts_bias = _parts(n_chunks, weight_out)
         via.chunks(KERNELS["thin_grad_weight"][x.dtype], (grad_out, x, parts, parts_bias, size), len(x), size, work * COST)
         _add_parts(via, parts, parts_bias, weight_out, bias_out)

@@ -43,6 +43,8 @@ _log_softmax_backward, _log_softmax_backward_down = KERNELS["log_softmax_backwar
 _check_targets, _loss, _gradient = (KERNELS[name] for name in ("check_targets", "cross_entropy", "cross_entropy_with_grad"))
 _loss_down, _gradient_down = KERNELS["cross_entropy_columns"], KERNELS["cross_entropy_with_grad_columns"]
 _mean, _mean_and_gradient = KERNELS["mean_cross_entropy"], KERNELS["mean_cross_entropy_with_grad"]
+_layer, _layer_backward = KERNELS["affine"], KERNELS["affine_backward"]
+_relu, _relu_backward = KERNELS["relu"], KERNELS["relu_backward"]
 _INT64 = np.dtype(np.int64)
 _NONE = {dtype: empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 
@@ -788,6 +790,11 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     >>> affine([[1.0, 2.0]], [[1.0], [10.0]], [0.5])
     array([[21.5]])
     """
+    if (
+        (scores := _layer.small(x, weight, bias, out)) is not None
+        or (scores := _small(_layer, x, weight, bias, out)) is not None
+    ):  # fmt: skip
+        return scores
     if plain := _plain_layer(x, weight, bias, out):
         a, w, b, _ = plain
         if out is None:
@@ -885,6 +892,11 @@ def affine_backward(
     (array([[3., 4.]]), array([[1.],
            [2.]]), array([1.]))
     """
+    if out is None and (
+        (gradients := _layer_backward.small(grad_out, x, weight, need_grad_x)) is not None
+        or (gradients := _small(_layer_backward, grad_out, x, weight, need_grad_x)) is not None
+    ):  # fmt: skip
+        return gradients
     if (plain := _plain_layer(x, weight, None, grad_out)) and (g := plain[3]) is not None:
         a, w = plain[:2]
         if out is None:
@@ -933,6 +945,8 @@ def relu(x: ArrayLike, *, out: Array | None = None) -> Array:
     >>> relu([-1.0, 2.0])
     array([0., 2.])
     """
+    if (result := _relu.small(x, out)) is not None or (result := _small(_relu, x, out)) is not None:
+        return result
     a = _arrays.floats(x, "x")
     return _elementwise("relu", (a,), _arrays.result_array(out, a.shape, a.dtype))
 
@@ -963,6 +977,11 @@ def relu_backward(grad_out: ArrayLike, x: ArrayLike, *, out: Array | None = None
     >>> relu_backward([10.0, 10.0], [-1.0, 2.0])
     array([ 0., 10.])
     """
+    if (
+        (grad_x := _relu_backward.small(grad_out, x, out)) is not None
+        or (grad_x := _small(_relu_backward, grad_out, x, out)) is not None
+    ):  # fmt: skip
+        return grad_x
     g, a = _arrays.floats(grad_out, "grad_out"), _arrays.floats(x, "x")
     _arrays.same_shape(g, a, "grad_out and x")
     dtype = _arrays.common_dtype(g, a)

@@ -610,7 +610,7 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
         mock.patch.multiple(_rows, **sizes),
         mock.patch.multiple(_columns, _CLASSES=0, _SHARED=shared, **({"_PAST": 0} if stream else {})),
         mock.patch.object(_rows, "_plan", _rows._plan.__wrapped__),  # without what it remembers
-        mock.patch.multiple(_affine, SMALL=chunk, CHUNK=chunk),
+        mock.patch.multiple(_affine, SMALL_PRODUCT=chunk, CHUNK=chunk),
         fastsoftmax.num_threads(threads),
     ):
         yield

@@ -11,7 +11,7 @@ from tolerance import PRODUCT
 import fastsoftmax as fs
 from fastsoftmax import _affine
 from fastsoftmax._program import Program
-from fastsoftmax.kernels import kernel
+from fastsoftmax.kernels import SMALL_PRODUCT, kernel
 
 GUARD = 77.0
 # (n_rows, n_in, n_out): each crosses an edge of a tile, a block, a copied panel or a vector, or has nothing to do
@@ -146,7 +146,7 @@ def test_a_row_does_not_depend_on_the_other_rows(n_out, dtype, rng):
 @pytest.mark.parametrize("shape", [(30000, 100, 10), (4000, 300, 40), (600, 600, 700)], ids=str)
 def test_bits_do_not_depend_on_threads(shape, dtype, rng):
     x, weight, bias, grad_out = make(shape, dtype, rng)
-    assert _affine._chunks(len(x), x.size * shape[2], _affine.GRAIN, _affine.SMALL)[0] > 1, "a shape of one chunk shows nothing"
+    assert _affine._chunks(len(x), x.size * shape[2], _affine.GRAIN, SMALL_PRODUCT)[0] > 1, "a shape of one chunk shows nothing"
     targets = rng.integers(0, shape[2], len(x))
 
     def everything():

@@ -35,7 +35,7 @@ ROW_KERNELS = [
     "softmax", "log_softmax", "logsumexp", "exp", "cross_entropy", "cross_entropy_with_grad", "mean_cross_entropy",
     "mean_cross_entropy_with_grad", "soft_cross_entropy", "soft_cross_entropy_with_grad", "softmax_backward",
     "log_softmax_backward", "softmax_hessian",
-    "affine", "affine_parts", "add_parts", "affine_grad_weight", "thin_grad_weight", "add_thin_parts",
+    "affine", "affine_backward", "affine_parts", "add_parts", "affine_grad_weight", "thin_grad_weight", "add_thin_parts",
     "linear_cross_entropy", "sgd_update", "momentum_update", "adam_update", "softmax_columns", "log_softmax_columns",
     "softmax_backward_columns", "log_softmax_backward_columns", "cross_entropy_columns", "cross_entropy_with_grad_columns",
     "shared_maxima", "shared_sums", "shared_factors", "shared_softmax", "shared_log_softmax", "shared_products", "shared_dots",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 import tracemalloc
+from functools import wraps
 
 import numpy as np
 import pytest
 from long_way import no_small_calls
 
 import fastsoftmax as fs
-from fastsoftmax.kernels import KERNELS, SHORT, SMALL
+from fastsoftmax.kernels import KERNELS, SHORT, SMALL, SMALL_PRODUCT
 
 Z = np.random.default_rng(0).standard_normal((24, 10))
 T = np.arange(24) % 10
@@ -30,8 +31,13 @@ FUNCTIONS = {
     "cross_entropy_with_grad": ("mean_cross_entropy_with_grad", None, lambda z: (z, np.arange(len(z)) % z.shape[1])),
     "cross_entropy": ("mean_cross_entropy", None, lambda z: (z, np.arange(len(z)) % z.shape[1])),
     "logsumexp": ("logsumexp", None, lambda z: (z,)),
+    "relu": ("relu", None, lambda z: (z,)),
+    "relu_backward": ("relu_backward", None, lambda z: (z[::-1].copy(), z)),
+    "affine": ("affine", None, lambda z: (z, z[: z.shape[1]].copy(), z[0].copy())),
+    "affine_backward": ("affine_backward", None, lambda z: (z, z[::-1].copy(), z[: z.shape[1]].copy())),
 }
-WITHOUT_OUT = {"cross_entropy", "logsumexp"}
+WITHOUT_OUT = {"cross_entropy", "logsumexp", "affine_backward"}
+WITHOUT_AXIS = {"relu", "relu_backward", "affine", "affine_backward"}
 ROWS_AND_COLUMNS = [(name, k) for name, kernels in FUNCTIONS.items() for k in (0, 1) if kernels[k]]
 
 
@@ -54,19 +60,26 @@ def filling(request, dtype):
 def small_call(name, k, dtype):
     arrays = FUNCTIONS[name][2](Z.astype(dtype))
     axis = 0 if k else -1
-    function = getattr(fs, name)
+    public = getattr(fs, name)
+
+    @wraps(public)
+    def function(*arguments, axis):
+        return public(*arguments) if name in WITHOUT_AXIS else public(*arguments, axis=axis)
+
     for _ in range(2):  # built, and asked for
         function(*arrays, axis=axis)
-    call = KERNELS[FUNCTIONS[name][k]].small
-    if name not in WITHOUT_OUT:
-        return function, arrays, call, axis
+    small = KERNELS[FUNCTIONS[name][k]].small
 
-    def without_out(*arguments):
-        *others, out = arguments
+    def call(*arguments):
+        *arguments, axis, out = arguments
+        if name not in WITHOUT_AXIS:
+            arguments.append(axis)
+        if name not in WITHOUT_OUT:
+            return small(*arguments, out)
         assert out is None
-        return call(*others)
+        return small(*arguments, True) if name == "affine_backward" else small(*arguments)
 
-    return function, arrays, without_out, axis
+    return function, arrays, call, axis
 
 
 def parts(result):
@@ -133,7 +146,7 @@ def test_in_place(filling):
     function, arrays, call, axis = filling
     with no_small_calls():
         expected = function(*arrays, axis=axis)
-    if function is fs.cross_entropy_with_grad:  # what is looked at once more must be there still
+    if function.__name__ in ("cross_entropy_with_grad", "affine"):  # what is read once more must be there still
         before = arrays[0].copy()
         assert call(*arrays, axis, arrays[0]) is None
         assert_same(arrays[0], before)
@@ -178,7 +191,7 @@ ARRAYS = {
     "no dimensions": lambda a: np.array(1, a.dtype),
     "empty": lambda a: a[:0],
     "a row less": lambda a: a[:-1].copy(),
-    "another shape": lambda a: a.reshape(-1, 4),
+    "another shape": lambda a: a.reshape(-1, 2),
     "more dimensions": lambda a: a[None],
 }
 AXES = [None, 2, -3, 2**70, -(2**70), True, 1.0, np.int64(-1), (-1,), "1"]
@@ -186,11 +199,13 @@ AXES = [None, 2, -3, 2**70, -(2**70), True, 1.0, np.int64(-1), (-1,), "1"]
 
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_other_arrays_are_declined(small, kind):
-    _, arrays, call, axis = small
+    function, arrays, call, axis = small
     for k, a in enumerate(arrays):
         other = ARRAYS[kind](a)
         if k == 0 and len(arrays) == 1 and kind in ("a row less", "another shape", "more dimensions"):
             continue  # of that shape, and taken
+        if function.__name__ == "affine" and (k, kind) in ((0, "a row less"), (2, "None")):
+            continue  # likewise
         if np.ndim(a) == 1 and kind == "in Fortran's order":
             continue  # a vector is in every order
         assert call(*arrays[:k], other, *arrays[k + 1 :], axis, None) is None
@@ -205,8 +220,9 @@ def test_results_in_other_arrays_are_declined(filling, kind):
 
 
 @pytest.mark.parametrize("axis", AXES, ids=str)
-def test_other_axes_are_declined(small, axis):
-    _, arrays, call, _ = small
+@pytest.mark.parametrize("which", [p for p in ROWS_AND_COLUMNS if p[0] not in WITHOUT_AXIS], ids=kernel_of)
+def test_other_axes_are_declined(which, axis, dtype):
+    _, arrays, call, _ = small_call(*which, dtype)
     assert call(*arrays, axis, None) is None
 
 
@@ -224,8 +240,11 @@ def test_other_results_are_declined(filling):
 
 def test_arrays_that_are_not_small_are_declined(small):
     function, arrays, call, axis = small
-    itemsize = arrays[0].itemsize
-    most = SHORT // itemsize if function in (fs.softmax, fs.log_softmax) else SMALL
+    most = SMALL
+    if function.__name__ in ("softmax", "log_softmax"):
+        most = SHORT // arrays[0].itemsize
+    elif function.__name__.startswith("affine"):
+        most = SMALL_PRODUCT // 16
     for rows, taken in ((most // 16, True), (most // 16 + 1, False)):
         z = np.ones((rows, 16), arrays[0].dtype)
         z = z if axis else np.ascontiguousarray(z.T)
@@ -272,7 +291,9 @@ def test_nothing_is_kept(small):
     if function.__name__ not in WITHOUT_OUT:
         calls += [(*others, out) for *others, _ in calls]
         calls.append((*arrays, axis, read_only(out)))
-    if function is fs.logsumexp:
+    if function.__name__ == "affine":
+        calls.append((*arrays[:2], None, axis, None))
+    if function.__name__ == "logsumexp":
         calls.append((arrays[0][0].copy(), axis, None))  # a scalar
     watched = [*arrays, out, np.ndarray, arrays[0].dtype]
 
@@ -294,6 +315,45 @@ def test_nothing_is_kept(small):
         gc.unfreeze()
     assert after[0] == before[0]
     assert after[1] - before[1] < 1000  # bytes; one array each time were 200 times as many
+
+
+class Undecided:
+    """Neither true nor false."""
+
+    def __bool__(self):
+        raise OverflowError
+
+
+def test_a_small_layer_without_what_it_need_not_have(dtype):
+    """No bias; no gradient of x."""
+    _, (x, weight, bias), call, _ = small_call("affine", 0, dtype)
+    with no_small_calls():
+        expected = fs.affine(x, weight)
+    assert (expected != fs.affine(x, weight, bias)).any()
+    assert_same(call(x, weight, None, None, None), expected)
+
+    _, arrays, _, _ = small_call("affine_backward", 0, dtype)
+    backward = KERNELS["affine_backward"].small
+    all_three = backward(*arrays, 1)
+    assert backward(*arrays, "") == (None, *[pytest.approx(a, rel=0, abs=0) for a in all_three[1:]])
+    everything = [sys.getrefcount(a) for a in arrays]
+    with pytest.raises(OverflowError):
+        backward(*arrays, Undecided())
+    assert [sys.getrefcount(a) for a in arrays] == everything
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 70, 11), (1, 5, 40), (9, 33, 10), (130, 17, 3), (40, 20, 100)], ids=str)
+def test_small_layers_of_all_kinds(shape, dtype, rng):
+    """Few rows, few columns, tiles and what is left over by them: the bits of the long way."""
+    n_rows, n_in, n_out = shape
+    shapes = (n_rows, n_in), (n_in, n_out), n_out, (n_rows, n_out)
+    x, weight, bias, grad_out = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    with no_small_calls():
+        out, gradients = fs.affine(x, weight, bias), fs.affine_backward(grad_out, x, weight)
+    for _ in range(2):
+        fs.affine(x, weight), fs.affine_backward(grad_out, x, weight)
+    assert_same(KERNELS["affine"].small(x, weight, bias, None), out)
+    assert_same(KERNELS["affine_backward"].small(grad_out, x, weight, True), gradients)
 
 
 def test_another_dtype_is_small_too_from_its_second_call_on():

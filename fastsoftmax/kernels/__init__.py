@@ -33,6 +33,7 @@ from ._layout import (
     RECORD,
     SHORT,
     SMALL,
+    SMALL_PRODUCT,
     UNTIL,
     WORKER,
 )  # fmt: skip
@@ -41,7 +42,7 @@ from ._lock import building
 __all__ = [
     "BOARD", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG",
     "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "LEAST_INNER", "MODULES", "NARROW", "OF_JOB", "RECORD", "SHORT",
-    "SMALL", "UNTIL", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
+    "SMALL", "SMALL_PRODUCT", "UNTIL", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
 ]  # fmt: skip
 
 # kernel name -> the module of this folder that defines the function of that name.
@@ -83,6 +84,7 @@ MODULES: dict[str, str] = {
     "gather": "elementwise",
     "gather_bytes": "elementwise",
     "affine": "affine",
+    "affine_backward": "affine",
     "affine_parts": "affine",
     "add_parts": "affine",
     "affine_grad_weight": "affine",

@@ -51,25 +51,31 @@ def read(python: Any, kind: types.Type, obj: Any, refused: ir.Block) -> Any:
     return python.context.cast(builder, value, types.float64, kind)
 
 
+def leave_if(builder: Any, condition: Any, elsewhere: ir.Block) -> None:
+    """Go on at `elsewhere`, which is rare, or here."""
+    here = builder.append_basic_block("passed")
+    builder.cbranch(condition, elsewhere, here).set_weights([1, 100])
+    builder.position_at_end(here)
+
+
 def refuse_if(python: Any, failed: Any, error: str, message: str, refused: ir.Block) -> None:
     """Set Python's exception and go on at `refused`, or go on here."""
     builder = python.builder
-    refuse, passed = builder.append_basic_block("refuse"), builder.append_basic_block("passed")
-    builder.cbranch(failed, refuse, passed).set_weights([1, 100])
-    builder.position_at_end(refuse)
-    python.err_set_string(f"PyExc_{error}", message)
-    builder.branch(refused)
-    builder.position_at_end(passed)
+    refuse = builder.append_basic_block("refuse")
+    leave_if(builder, failed, refuse)
+    with builder.goto_block(refuse):
+        python.err_set_string(f"PyExc_{error}", message)
+        builder.branch(refused)
 
 
 def _refuse_if_set(python: Any, suspect: Any, refused: ir.Block) -> None:
     """Go on at `refused` if a suspect number stands for an exception."""
     builder = python.builder
-    ask, passed = builder.append_basic_block("ask"), builder.append_basic_block("passed")
-    builder.cbranch(suspect, ask, passed).set_weights([1, 100])
-    builder.position_at_end(ask)
-    builder.cbranch(cgutils.is_not_null(builder, python.err_occurred()), refused, passed)
-    builder.position_at_end(passed)
+    ask = builder.append_basic_block("ask")
+    leave_if(builder, suspect, ask)
+    passed = builder.block
+    with builder.goto_block(ask):
+        builder.cbranch(cgutils.is_not_null(builder, python.err_occurred()), refused, passed)
 
 
 def _read_array(python: Any, kind: types.Array, obj: Any, refused: ir.Block) -> Any:

@@ -44,7 +44,7 @@ from ._layout import (
     TALLY,
 )  # fmt: skip
 from ._linker import symbol
-from ._small import SmallCall, arguments_of
+from ._small import arguments_of, small_call
 
 _int64 = ir.IntType(64)
 _NOTHING_LEFT = _int64(1 << 40)
@@ -164,7 +164,7 @@ def entry(kernel: Dispatcher, sig: Signature, name: str, small: Callable[..., An
                 as_small, in_full, declined = (builder.append_basic_block(at) for at in ("small", "full", "declined"))
                 builder.cbranch(builder.icmp_signed("==", args[1], _int64(n_small)), as_small, in_full)
                 builder.position_at_end(as_small)
-                call = SmallCall(python, sig, small, [argument(k) for k in range(n_small)], declined, end)
+                call = small_call(python, sig, small, [argument(k) for k in range(n_small)], declined, end)
                 status, value = context.call_internal_no_propagate(builder, compiled.fndesc, sig, call.values)
                 return_object(call.returned(status.is_error, value))
                 builder.position_at_end(declined)

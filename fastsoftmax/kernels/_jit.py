@@ -22,8 +22,15 @@ INLINE = {**PART, "forceinline": True}
 
 
 @intrinsic
+def no_vector(typingctx, like):
+    """A vector of no length, of the dtype of `like`: it stands for one that is not given."""
+    kind = types.Array(like.dtype, 1, "C", readonly=True)
+    return kind(like), lambda context, builder, sig, args: cgutils.get_null_value(context.get_value_type(kind))
+
+
+@intrinsic
 def no_doubles(typingctx):
-    """A vector of doubles of no length: it stands for weights that are not given."""
+    """The same of doubles: weights that are not given."""
     kind = types.Array(types.float64, 1, "C", readonly=True)
     return kind(), lambda context, builder, sig, args: cgutils.get_null_value(context.get_value_type(kind))
 

@@ -2,9 +2,10 @@
 
 NARROW = 64  # classes from which on rows do not lie across lanes, see `_narrow`
 LEAST_INNER = 8  # columns side by side: fewer are copied to rows
-# Where a second thread begins to pay if it is awake, in elements of the rows; and where a row takes exponentials and the call
-# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose).
-SMALL, SHORT = 1 << 16, 64 << 10
+# Where a second thread begins to pay if it is awake, in elements of the rows; where a row takes exponentials and the call
+# is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose);
+# and in multiply-adds of a product, 10 us (128 x 100 x 64, float32: 20 -> 13 us).
+SMALL, SHORT, SMALL_PRODUCT = 1 << 16, 64 << 10, 1 << 19
 IGNORED = -100  # the label of rows that do not count, if none is given
 
 # A job: the rows of a chunk, the board's address or 0, how many workers may help, whether the caller holds the GIL, whether

@@ -16,7 +16,7 @@ from llvmlite import binding
 
 # ---- names that kernels refer to, beside functions of Python and of the C library -----------------------------------------
 NDARRAY, INTEGER = "fastsoftmax.ndarray", "fastsoftmax.int"
-NEW_LIKE, NEW, SCALAR = "fastsoftmax.new_like", "fastsoftmax.new", "fastsoftmax.scalar"
+NEW, SCALAR = "fastsoftmax.new", "fastsoftmax.scalar"
 
 
 def _numpy_function(k: int) -> int:
@@ -33,7 +33,6 @@ def _numpy_function(k: int) -> int:
 for _name, _address in {
     NDARRAY: id(np.ndarray),
     INTEGER: id(int),
-    NEW_LIKE: _numpy_function(277),  # PyArray_NewLikeArray
     NEW: _numpy_function(93),  # PyArray_New
     SCALAR: _numpy_function(76),  # PyArray_Return
     "_Py_NoneStruct": id(None),

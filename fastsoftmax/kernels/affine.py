@@ -16,8 +16,9 @@ put index k into lane k % lanes and fold the lanes in a fixed tree.
 
 from __future__ import annotations
 
-from ._jit import CUBE_OUT, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, signature
+from ._jit import CUBE_OUT, FLAG, INDEX, MATRIX_IN, MATRIX_OUT, VECTOR_IN, VECTOR_OUT, inline, no_vector, signature
 from ._memory import one_at, release, scratch
+from ._plans import layer, layer_backward
 from ._simd import (
     constant,
     fence,
@@ -378,8 +379,8 @@ def copy_slab(x, x_row, n, width, slab, slab_tile):
             k += ROWS
 
 
-@signature(MATRIX_IN, MATRIX_IN, VECTOR_IN, FLAG, FLAG, MATRIX_OUT, INDEX, INDEX)
-def affine(x, weight, bias, transposed, relu, out, first, last):
+@signature(MATRIX_IN, MATRIX_IN, VECTOR_IN, MATRIX_OUT, FLAG, FLAG, INDEX, INDEX, small=layer)
+def affine(x, weight, bias, out, transposed, relu, first, last):
     """Rows [first, last) of out = x @ weight + bias (weight.T if `transposed`), of it the positive part if `relu`.
 
     An empty bias stands for none.
@@ -690,18 +691,35 @@ def add_rows(matrix, n_rows, n_columns, one, out, begun):
         end_sums(acc, shift(out, j), 0, 1, columns, begun)
 
 
+@inline
+def thin_sums(grad_out, x, n_rows, n_in, n_out, part, part_bias):
+    """grad_out.T @ x and grad_out.sum(0); all are pointers."""
+    block, one = thin_rows(part, n_in), one_at(part)
+    for i in range(0, n_rows, block):
+        n, begun, a, b = min(block, n_rows - i), i > 0, shift(grad_out, i * n_out), shift(x, i * n_in)
+        thin_outer(a, b, n, n_in, n_out, part, begun, shift(b, n * n_in) if i + n < n_rows else b)
+        add_rows(a, n, n_out, one, part_bias, begun)
+
+
+@inline
+def turn_part(part, n_in, n_out, first, last, square, out):
+    """Rows [first, last) of out, which is (n_in, n_out), are columns of the part; all are pointers, `square` to scratch."""
+    step = lanes(part)
+    for k in range(first, last, step):
+        for c in range(0, n_out, step):
+            width = min(step, last - k)
+            load_transposed(shift(part, c * n_in + k), n_in, min(step, n_out - c), width, square)
+            for j in range(width):
+                store_first(out, (k + j) * n_out + c, load(square, j * step), min(step, n_out - c))
+
+
 @signature(MATRIX_IN, MATRIX_IN, CUBE_OUT, MATRIX_OUT, INDEX, INDEX, INDEX)
 def thin_grad_weight(grad_out, x, parts, parts_bias, size, first, last):
     """Over rows [first, last): grad_out.T @ x and grad_out.sum(0), into the parts of chunk number first // size."""
     n_in, n_out = x.shape[1], grad_out.shape[1]
     chunk = first // size
     to, to_bias = pointer(parts, chunk * n_in * n_out), pointer(parts_bias, chunk * n_out)
-    block, one = thin_rows(to, n_in), one_at(to)
-    for i in range(first, last, block):
-        n, begun = min(block, last - i), i > first
-        a, b = pointer(grad_out, i * n_out), pointer(x, i * n_in)
-        thin_outer(a, b, n, n_in, n_out, to, begun, shift(b, n * n_in) if i + n < last else b)
-        add_rows(a, n, n_out, one, to_bias, begun)
+    thin_sums(pointer(grad_out, first * n_out), pointer(x, first * n_in), last - first, n_in, n_out, to, to_bias)
 
 
 @signature(CUBE_OUT, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT, INDEX, INDEX)
@@ -711,7 +729,7 @@ def add_thin_parts(parts, parts_bias, grad_weight, grad_bias, first, last):
     Overwrites the first part.
     """
     n_in, n_out = grad_weight.shape
-    p, to = pointer(parts, 0), pointer(grad_weight, 0)
+    p = pointer(parts, 0)
     step, size = lanes(p), n_in * n_out
     square, zero = scratch(p, step * step), constant(p, 0.0, 0.0)
     for c in range(1, parts.shape[0]):
@@ -724,10 +742,23 @@ def add_thin_parts(parts, parts_bias, grad_weight, grad_bias, first, last):
             grad_bias[j] = parts_bias[0, j]
             for c in range(1, parts.shape[0]):
                 grad_bias[j] += parts_bias[c, j]
-    for k in range(first, last, step):
-        for c in range(0, n_out, step):
-            width = min(step, last - k)
-            load_transposed(shift(p, c * n_in + k), n_in, min(step, n_out - c), width, square)
-            for j in range(width):
-                store_first(to, (k + j) * n_out + c, load(square, j * step), min(step, n_out - c))
+    turn_part(p, n_in, n_out, first, last, square, pointer(grad_weight, 0))
     release(square)
+
+
+# ---- all gradients of a small layer --------------------------------------------------------------------------------------
+@signature(MATRIX_IN, MATRIX_IN, MATRIX_IN, MATRIX_OUT, MATRIX_OUT, VECTOR_OUT, small=layer_backward)
+def affine_backward(grad_out, x, weight, grad_x, grad_weight, grad_bias):
+    """What the kernels above give for all rows at once; an empty grad_x is not wanted."""
+    n_in, n_out = weight.shape
+    a, step = pointer(x, 0), lanes(pointer(x, 0))
+    if n_out <= THIN:
+        square = scratch(a, step * step + n_in * n_out)
+        part = shift(square, step * step)
+        thin_sums(pointer(grad_out, 0), a, len(x), n_in, n_out, part, pointer(grad_bias, 0))
+        turn_part(part, n_in, n_out, 0, n_in, square, pointer(grad_weight, 0))
+        release(square)
+    else:
+        affine_grad_weight(grad_out, x, grad_weight, grad_bias, False, 0, n_in)
+    if grad_x.size:
+        affine(grad_out, weight, no_vector(a), grad_x, True, False, 0, len(x))

@@ -27,6 +27,7 @@ from ._math import (
     two_sum,
 )  # fmt: skip
 from ._narrow import NARROW, load_tile, store_tile, tile_room, tile_size
+from ._plans import backward_along_rows
 from ._simd import (
     V32,
     constant,
@@ -47,7 +48,6 @@ from ._simd import (
     total,
     widen,
 )  # fmt: skip
-from ._small import backward_along_rows
 from ._wide import row_exp, row_max, split, write_row
 
 

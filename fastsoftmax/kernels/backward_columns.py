@@ -14,6 +14,7 @@ from ._column_tiles import columns_ahead, put_first
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
 from ._memory import release, scratch, stack
 from ._narrow import NARROW
+from ._plans import backward_along_columns
 from ._simd import (
     constant,
     fence,
@@ -29,7 +30,6 @@ from ._simd import (
     store,
     stream,
 )  # fmt: skip
-from ._small import backward_along_columns
 from ._target import WIDE
 from .backward import dot_add, dot_at, dot_lanes, row_log_backward
 from .turn import strips_in_rows, to_columns, to_rows

@@ -31,6 +31,7 @@ from ._narrow import (
     softmax_ended,
     subtracted,
 )  # fmt: skip
+from ._plans import along_columns
 from ._simd import (
     lanes,
     load,
@@ -43,7 +44,6 @@ from ._simd import (
     store,
     store_first,
 )  # fmt: skip
-from ._small import along_columns
 
 _STRIPS = 16  # side by side: runs of 1 KiB (32000 x 256, float32: 4.2 ms, 10.5 in runs of 512 bytes)
 _COLUMNS = 1024  # so many, or fewer, are all taken side by side (float64, 32000 x 256: 32 -> 15 ms, x 512: 66 -> 33)

@@ -58,6 +58,7 @@ from ._narrow import (
     tiles_exp,
     tiles_together,
 )  # fmt: skip
+from ._plans import matrix
 from ._simd import (
     V32,
     any_lane,
@@ -81,7 +82,6 @@ from ._simd import (
     total,
     with_lane,
 )  # fmt: skip
-from ._small import matrix
 from ._wide import (
     PAGE,
     row_exp_between,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from numba import types
 
 from ._jit import DOUBLES_IN, INDEX, LABELS, MATRIX_IN, MATRIX_OUT, SCALAR, VECTOR_IN, VECTOR_OUT, inline, signature
+from ._plans import each_element
 from ._simd import (
     constant,
     fma,
@@ -38,7 +39,7 @@ def BYTES(real: types.Type) -> types.Type:
 
 
 # ---- ReLU ----------------------------------------------------------------------------------------------------------
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX)
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, small=each_element)
 def relu(x, out, first, last):
     """out = max(x, 0); NaN stays NaN."""
     p, q = pointer(x, first), pointer(out, first)
@@ -50,7 +51,7 @@ def relu(x, out, first, last):
     store_first(q, j, larger(zero, load_first(p, j, n - j, zero)), n - j)
 
 
-@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX)
+@signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, INDEX, small=each_element)
 def relu_backward(grad_out, x, grad_x, first, last):
     """grad_x = grad_out where x > 0, else 0. x may be ReLU's input or its output."""
     g, p, q = pointer(grad_out, first), pointer(x, first), pointer(grad_x, first)

@@ -37,6 +37,7 @@ from ._narrow import (
     tiles_exp,
     tiles_together,
 )  # fmt: skip
+from ._plans import a_number_each_row, along_rows
 from ._simd import (
     constant,
     fence,
@@ -50,7 +51,6 @@ from ._simd import (
     store,
     store_first,
 )  # fmt: skip
-from ._small import a_number_each_row, along_rows
 from ._wide import (
     PAGE,
     row_exp_between,
