@@ -46,6 +46,7 @@ _mean, _mean_and_gradient = KERNELS["mean_cross_entropy"], KERNELS["mean_cross_e
 _layer, _layer_backward = KERNELS["affine"], KERNELS["affine_backward"]
 _relu, _relu_backward = KERNELS["relu"], KERNELS["relu_backward"]
 _INT64 = np.dtype(np.int64)
+_INTEGERS = {np.dtype(kind) for kind in ("i1", "i2", "i4", "u1", "u2", "u4")}  # that int64 holds, beside itself
 _NONE = {dtype: empty((0, 0), dtype) for dtype in (_arrays.FLOAT32, FLOAT64)}
 
 _FIRST, _SECOND, _LAST = 0, 1, -1  # axes that need no look at the array, compared by identity: another 0 takes the long way
@@ -118,11 +119,8 @@ def _small(kernel: Kernel, logits: Any, *arguments: Any) -> Any:
     """A small call, if it is the kernel's first one of that dtype, or after another dtype's."""
     if type(logits) is not ndarray or logits.dtype not in _NONE or not 0 < logits.size <= SMALL:
         return None
-    function = kernel[logits.dtype]
-    if function is kernel.small:  # has been tried
-        return None
-    kernel.small = function
-    return function(logits, *arguments)
+    kernel.small = kernel[logits.dtype]
+    return kernel.small(logits, *arguments)
 
 
 def softmax(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, out: Array | None = None) -> Array:
@@ -430,43 +428,53 @@ def _loss_arguments(
     return _Loss(labels, probs, by_class, by_row, ignore, smoothing, reduction, denominator, lead)
 
 
-def _plain_denominator(
+def _as_labels(targets: Any) -> Any:
+    """Integers of another type as kernels take them; anything else as it is."""
+    return targets.astype(_INT64) if type(targets) is ndarray and targets.dtype in _INTEGERS else targets
+
+
+def _plain_loss(
     shape: tuple[int, ...], targets: Any, class_weight: Any, sample_weight: Any, ignore_index: Any, label_smoothing: Any,
     reduction: Any,
-) -> float | None:  # fmt: skip
-    """What the mean divides by where kernels take labels as they are, and there are no weights; None elsewhere.
+) -> tuple[Array, Array, float] | None:  # fmt: skip
+    """The weights and what the mean divides by, where kernels take labels and weights as they are; None elsewhere.
 
     A call on 1 x 10 is all overhead: the loss takes 0.92 us if what it is given is looked at in this order, options left out
     being known by identity, and 9.4 the long way, as lists.
     """
+    by_class, by_row = NOTHING if class_weight is None else class_weight, NOTHING if sample_weight is None else sample_weight
     if (
-        class_weight is None and sample_weight is None and type(targets) is ndarray and targets.dtype == _INT64
-        and targets.shape == shape[:-1]
+        type(targets) is ndarray and targets.dtype == _INT64 and targets.shape == shape[:-1]
+        and (by_class is NOTHING or (type(by_class) is ndarray and by_class.shape == shape[-1:]))
+        and (by_row is NOTHING or (type(by_row) is ndarray and by_row.shape == shape[:-1]))
         and (label_smoothing is _SHARP or (type(label_smoothing) is float and 0.0 <= label_smoothing <= 1.0))
         and (ignore_index is IGNORED or (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63))
         and type(reduction) is str and reduction in _arrays.REDUCTIONS
     ):  # fmt: skip
         try:
-            bad, denominator = _check_targets[FLOAT64](targets, shape[-1], ignore_index, NOTHING, NOTHING, 0)
-        except TypeError:  # not C-contiguous, or not aligned
+            bad, denominator = _check_targets[FLOAT64](targets, shape[-1], ignore_index, by_class, by_row, 0)
+        except TypeError:  # not C-contiguous, not aligned, weights that are no float64
             return None
         if bad >= 0:
             _arrays.bad_label(targets, bad, shape[-1], ignore_index)
-        return denominator
+        return by_class, by_row, denominator
     return None
 
 
-def _is_down(shape: tuple[int, ...], axis: Any, label_smoothing: Any) -> bool:
+def _is_down(shape: tuple[int, ...], axis: Any, class_weight: Any, sample_weight: Any, label_smoothing: Any) -> bool:
     """Whether kernels take the losses of labels down the columns of such a matrix (10 x 8192, float32: 91 -> 42 us)."""
-    return axis is _FIRST and shape[0] < NARROW and shape[1] >= LEAST_INNER and label_smoothing is _SHARP
+    return (
+        axis is _FIRST and shape[0] < NARROW and shape[1] >= LEAST_INNER
+        and class_weight is None and sample_weight is None and label_smoothing is _SHARP
+    )  # fmt: skip
 
 
-def _smoothed(
-    logits: Array, labels: Any, ignore_index: int, smoothing: float, reduction: str, denominator: float
+def _labels_of(
+    targets: Any, dtype: Any, plain: tuple[Array, Array, float], ignore_index: int, smoothing: float, reduction: str
 ) -> _Loss:  # fmt: skip
-    """Labels as kernels take them, smoothed (128 x 10, float32: 16 -> 5 us)."""
-    none = _NONE[logits.dtype]
-    return _Loss(labels, none, NOTHING, NOTHING, ignore_index, smoothing, reduction, denominator, labels.shape)
+    """What `_loss_arguments` gives, of labels and weights as kernels take them (smoothed, 128 x 10, float32: 16 -> 5 us)."""
+    by_class, by_row, denominator = plain
+    return _Loss(targets, _NONE[dtype], by_class, by_row, ignore_index, smoothing, reduction, denominator, targets.shape)
 
 
 def _loss_problem(
@@ -550,19 +558,24 @@ def cross_entropy(
     >>> cross_entropy([[0.0, 50.0]], [1])
     1.928749847963918e-22
     """
-    if (
+    small = (
         class_weight is None and sample_weight is None and label_smoothing is _SHARP and ignore_index is IGNORED
         and reduction is _MEAN
-        and ((value := _mean.small(logits, targets, axis)) is not None
-             or (value := _small(_mean, logits, targets, axis)) is not None)
-    ):  # fmt: skip
+    )  # fmt: skip
+    if small and (value := _mean.small(logits, targets, axis)) is not None:
+        return value
+    targets = _as_labels(targets)
+    if small and (value := _small(_mean, logits, targets, axis)) is not None:
         return value
     if axis is _SECOND and type(logits) is ndarray and logits.ndim == 2:
         axis = _LAST
     if (
         type(logits) is ndarray and (dtype := logits.dtype) in _NONE and len(shape := logits.shape) == 2
-        and (size := logits.size) and (axis is _LAST or (_is_down(shape, axis, label_smoothing) and (shape := shape[::-1])))
-        and (denominator := _plain_denominator(
+        and (size := logits.size)
+        and (axis is _LAST or (
+            _is_down(shape, axis, class_weight, sample_weight, label_smoothing) and (shape := shape[::-1])
+        ))
+        and (plain := _plain_loss(
             shape, targets, class_weight, sample_weight, ignore_index, label_smoothing, reduction
         )) is not None
     ):  # fmt: skip
@@ -571,13 +584,13 @@ def cross_entropy(
             losses = empty(shape[0], dtype)
         try:
             if label_smoothing:
-                loss = _smoothed(logits, targets, ignore_index, label_smoothing, reduction, denominator)
+                loss = _labels_of(targets, dtype, plain, ignore_index, label_smoothing, reduction)
                 total = _total_loss(logits, loss, losses)
             elif size <= SMALL:
-                total = kernel(logits, targets, NOTHING, NOTHING, ignore_index, losses, 0, shape[0], 0)
+                total = kernel(logits, targets, *plain[:2], ignore_index, losses, 0, shape[0], 0)
             else:
-                total = sum_over_rows(kernel, (logits, targets, NOTHING, NOTHING, ignore_index, losses), shape)
-            return _reduced(reduction, total, denominator, losses)
+                total = sum_over_rows(kernel, (logits, targets, *plain[:2], ignore_index, losses), shape)
+            return _reduced(reduction, total, plain[2], losses)
         except TypeError:  # not C-contiguous, not aligned
             pass
     options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
@@ -646,37 +659,44 @@ def cross_entropy_with_grad(
     >>> grad
     array([[ 1.92874985e-22, -1.92874985e-22]])
     """
-    if (
+    small = (
         class_weight is None and sample_weight is None and grad_loss is None and label_smoothing is _SHARP
         and ignore_index is IGNORED and reduction is _MEAN
-        and ((result := _mean_and_gradient.small(logits, targets, axis, out)) is not None
-             or (result := _small(_mean_and_gradient, logits, targets, axis, out)) is not None)
-    ):  # fmt: skip
+    )  # fmt: skip
+    if small and (result := _mean_and_gradient.small(logits, targets, axis, out)) is not None:
+        return result
+    targets = _as_labels(targets)
+    if small and (result := _small(_mean_and_gradient, logits, targets, axis, out)) is not None:
         return result
     if axis is _SECOND and type(logits) is ndarray and logits.ndim == 2:
         axis = _LAST
     if (
         grad_loss is None and type(logits) is ndarray and (dtype := logits.dtype) in _NONE
         and len(shape := logits.shape) == 2 and logits.size
-        and (axis is _LAST or (_is_down(shape, axis, label_smoothing) and (shape := shape[::-1])))
-        and (out is None or (_arrays.apart(logits, out) and type(targets) is ndarray and targets.flags.owndata))
-        and (denominator := _plain_denominator(
+        and (axis is _LAST or (
+            _is_down(shape, axis, class_weight, sample_weight, label_smoothing) and (shape := shape[::-1])
+        ))
+        and (out is None or (_arrays.apart(logits, out) and all(
+            a is None or (type(a) is ndarray and a.flags.owndata) for a in (targets, class_weight, sample_weight)
+        )))
+        and (plain := _plain_loss(
             shape, targets, class_weight, sample_weight, ignore_index, label_smoothing, reduction
         )) is not None
     ):  # fmt: skip
         losses = empty(shape[0], dtype) if reduction == "none" else _NONE[dtype]
         grad = empty(logits.shape, dtype) if out is None else out
+        by_class, by_row, denominator = plain
         divisor = denominator if reduction == "mean" else 1.0
         try:
             if label_smoothing:
-                loss = _smoothed(logits, targets, ignore_index, label_smoothing, reduction, denominator)
+                loss = _labels_of(targets, dtype, plain, ignore_index, label_smoothing, reduction)
                 total = _fill_gradient(logits, loss, 1.0, NOTHING, losses, grad)
             else:
-                plain = logits, targets, NOTHING, NOTHING, ignore_index, NOTHING, 1.0, divisor, losses, grad
+                given = logits, targets, by_class, by_row, ignore_index, NOTHING, 1.0, divisor, losses, grad
                 if axis is _LAST:
-                    total = sum_over_rows(_gradient[dtype], (*plain, streams(grad, shape[1]) and grad is not logits), shape)
+                    total = sum_over_rows(_gradient[dtype], (*given, streams(grad, shape[1]) and grad is not logits), shape)
                 else:
-                    total = sum_over_rows(_gradient_down[dtype], plain, shape)
+                    total = sum_over_rows(_gradient_down[dtype], given, shape)
             return _reduced(reduction, total, denominator, losses), grad
         except TypeError:  # not C-contiguous, not aligned, an `out` that does not fit
             pass
@@ -1097,11 +1117,10 @@ def _head(
     """(loss, gradients) of the classifier head, a block of rows at a time."""
     options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
     if _plain_layer(x, weight, bias, None) and (
-        denominator := _plain_denominator((len(x), weight.shape[1]), targets, *options)
+        plain := _plain_loss((len(x), weight.shape[1]), targets := _as_labels(targets), *options)
     ) is not None:
         rows, w, b, dtype = x, weight, bias, x.dtype
-        none, lead = _NONE[dtype], targets.shape
-        loss = _Loss(targets, none, NOTHING, NOTHING, ignore_index, 0.0, reduction, denominator, lead)
+        loss = _labels_of(targets, dtype, plain, ignore_index, label_smoothing, reduction)
     else:
         x, weight, b = _affine_inputs(x, weight, bias)
         dtype = _arrays.common_dtype(x, weight)

@@ -298,6 +298,7 @@ CASES = [
             ("mean", _linear, ()),
             ("no-bias", _linear_no_bias, ()),
             ("none", _linear, NONE),
+            ("smooth", _linear, SMOOTH),
             ("weighted-smooth", _linear_weighted, SMOOTH),
         ]
     ),
@@ -306,6 +307,7 @@ CASES = [
         for variant, make, options in [
             ("mean", _linear, ()),
             ("sum", _linear, SUM),
+            ("smooth", _linear, SMOOTH),
             ("weighted-smooth", _linear_weighted, SMOOTH),
             ("no-x", _linear, (("need_grad_x", False),)),
         ]

@@ -683,6 +683,52 @@ def test_the_number_of_threads_changes_no_bit(variant, n_rows, n_classes, dtype)
             assert_same_bits(everything(), expected, label=f"{n} threads")
 
 
+LOSS_OPTIONS = {
+    "class_weight": np.linspace(0.5, 2, 10), "sample_weight": np.linspace(2, 0.1, 30), "label_smoothing": 0.2,
+    "ignore_index": 3, "reduction": "sum",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("integers", ["i1", "u1", "i4", "u4", "i8", ">i4"])
+@pytest.mark.parametrize("given", [(), *((name,) for name in LOSS_OPTIONS), [*LOSS_OPTIONS][:2], [*LOSS_OPTIONS]], ids="+".join)
+def test_options_of_a_loss_mean_the_same_for_plain_arrays(given, integers, dtype, rng):
+    """A matrix, its labels and weights as kernels take them go a shorter way than what is like them in three dimensions."""
+    z, labels = (4 * rng.standard_normal((30, 10))).astype(dtype), rng.integers(0, 10, 30).astype(integers)
+    options = {name: LOSS_OPTIONS[name] for name in given}
+    as_cube = {k: v.reshape(1, 30) if k == "sample_weight" else v for k, v in options.items()}
+    loss, grad = fs.cross_entropy_with_grad(z[None], labels[None], **as_cube)
+    assert given == () or loss != fs.cross_entropy(z, labels)
+    for out in None, np.empty_like(z):
+        again, grad_again = fs.cross_entropy_with_grad(z, labels, out=out, **options)
+        assert again == loss == fs.cross_entropy(z, labels, **options)
+        assert out is None or grad_again is out
+        np.testing.assert_array_equal(grad_again, grad[0])
+
+
+@pytest.mark.parametrize("name", ["class_weight", "sample_weight"])
+@pytest.mark.parametrize("wrong", [np.ones(11), np.ones((1, 10)), np.ones(10, complex), np.array(["1"] * 10)], ids=str)
+def test_weights_that_do_not_fit(name, wrong, dtype):
+    z, labels = np.ones((10, 10), dtype), np.arange(10)
+    for function in fs.cross_entropy, fs.cross_entropy_with_grad:
+        with pytest.raises((TypeError, ValueError), match=name):
+            function(z, labels, **{name: wrong})
+
+
+def test_weights_that_lie_in_the_result(dtype):
+    """They are read before it is written, or copied."""
+    z, labels, block = np.ones((10, 10), dtype), np.arange(10), np.ones((11, 10))
+    weight, out = block[0], block[1:].astype(dtype) if dtype == np.float32 else block[1:]
+    expected = fs.cross_entropy_with_grad(z, labels, class_weight=weight.copy())
+    result = fs.cross_entropy_with_grad(z, labels, class_weight=weight, out=out)
+    assert result[0] == expected[0]
+    np.testing.assert_array_equal(result[1], expected[1])
+    inside = out.reshape(-1)[:10] if dtype == np.float64 else np.ones(10)
+    inside[:] = np.linspace(1, 2, 10)
+    expected = fs.cross_entropy_with_grad(z, labels, sample_weight=inside.copy())
+    result = fs.cross_entropy_with_grad(z, labels, sample_weight=inside, out=out)
+    np.testing.assert_array_equal(result[1], expected[1])
+
+
 @pytest.mark.parametrize("function", ["affine", "affine_backward", "linear_cross_entropy_with_grad"])
 def test_the_number_of_threads_changes_no_bit_of_a_product(function, dtype):
     case = next(c for c in CASES if c.function == function)

@@ -239,6 +239,25 @@ def test_losses_of_the_head_are_those_of_its_logits(n_out, dtype, rng):
     assert_product(grad_bias, np.ones(200, dtype), grad_logits)
 
 
+OPTIONS = ["class_weight", "sample_weight", "label_smoothing", "ignore_index", "reduction"]
+
+
+@pytest.mark.parametrize("given", [(), *((name,) for name in OPTIONS), OPTIONS[:2], OPTIONS], ids="+".join)
+@pytest.mark.parametrize("n_out", [10, 11])
+def test_options_of_the_head_are_those_of_the_loss(n_out, given, dtype, rng):
+    x, weight, bias, _ = make((40, 20, n_out), dtype, rng)
+    targets = rng.integers(0, n_out, 40)
+    every = {"class_weight": rng.random(n_out), "sample_weight": rng.random(40), "label_smoothing": 0.2, "ignore_index": 1}
+    options = {name: (every | {"reduction": "sum"})[name] for name in given}
+    loss, grad_logits = fs.cross_entropy_with_grad(logits := fs.affine(x, weight, bias), targets, **options)
+    assert given == () or loss != fs.cross_entropy(logits, targets)
+    result, grads = fs.linear_cross_entropy_with_grad(x, weight, targets, bias, **options)
+    near = 40 * float(np.finfo(dtype).eps)
+    assert result == fs.linear_cross_entropy(x, weight, targets, bias, **options) == pytest.approx(loss, rel=near)
+    for grad, expected in zip(grads, fs.affine_backward(grad_logits, x, weight)):
+        np.testing.assert_allclose(grad, expected, rtol=0, atol=near * np.abs(expected).max())
+
+
 def test_empty_batch(dtype):
     x, weight, bias = np.empty((0, 4), dtype), np.ones((4, 3), dtype), np.ones(3, dtype)
     loss, (grad_x, grad_weight, grad_bias) = fs.linear_cross_entropy_with_grad(x, weight, np.empty(0, np.int64), bias)
