@@ -58,6 +58,7 @@ class Call:
     expects: tuple = ()  # exception classes
     words: list = field(default_factory=list)  # what the message must hold
     settings: dict = field(default_factory=dict)
+    alike: np.dtype | None = None  # all arrays are of this dtype, and as kernels take them
 
     def __str__(self):
         def show(x):
@@ -70,6 +71,11 @@ class Call:
         return f"{self.function}({', '.join(parts)}) {self.settings}{wanted}"
 
 
+def _new_call(r, function):
+    """Every third is one of those that go the shortest ways, which arrays drawn one by one seldom do together."""
+    return Call(function, alike=np.dtype(r.choice(["f4", "f8"])) if r.random() < 0.35 else None)
+
+
 # ---- values --------------------------------------------------------------------------------------------------------
 def _generator(r):
     return np.random.default_rng(r.randrange(2**32))
@@ -77,7 +83,7 @@ def _generator(r):
 
 def numbers(r, call, shape, *, tame=False):
     """An array of random numbers of a random dtype."""
-    dtype = np.dtype(r.choice(FLOATS) if tame or r.random() < 0.85 else r.choice(INTEGERS))
+    dtype = call.alike or np.dtype(r.choice(FLOATS) if tame or r.random() < 0.85 else r.choice(INTEGERS))
     rng = _generator(r)
     if dtype.kind != "f":
         info = np.iinfo(dtype)
@@ -104,7 +110,7 @@ LAYOUTS = ["plain"] * 4 + [
 
 def dress(r, call, a, *, numeric=True):
     """(as it is handed over, as it is meant); the memory behind it is noted in the call."""
-    layout = r.choice(LAYOUTS)
+    layout = "plain" if call.alike else r.choice(LAYOUTS)
     given = root = a
     if layout == "fortran":
         given = root = np.array(a, order="F")
@@ -174,6 +180,10 @@ def add_out(r, call, dtype, shape, in_place):
     if kind == "in place" and fits and source.flags.writeable:
         call.options["out"] = source
         return
+    if call.alike and kind == "apart":
+        call.options["out"] = out = np.full(shape, 77, dtype)
+        call.roots.append(out)
+        return
     size, item = math.prod(shape), dtype.itemsize
     if kind == "overlap" and fits and source.flags.c_contiguous and size:
         by = r.choice([1, -1, 3, -5, shape[-1] if shape else 1])
@@ -236,7 +246,7 @@ def _axis(r, shape, *, several):
 
 
 def draw_rows(r, function):
-    call = Call(function)
+    call = _new_call(r, function)
     shape = _shape(r)
     axis, axes = _axis(r, shape, several=True)
     if axes is None:
@@ -252,7 +262,7 @@ def draw_rows(r, function):
 
 
 def draw_backward(r, function):
-    call = Call(function)
+    call = _new_call(r, function)
     shape = _shape(r)
     axis, axes = _axis(r, shape, several=True)
     if axes is None:
@@ -268,7 +278,7 @@ def draw_backward(r, function):
 
 
 def draw_relu(r, function):
-    call = Call(function)
+    call = _new_call(r, function)
     shape = _shape(r)
     plain = [add(r, call, numbers(r, call, shape)) for _ in range(2 if function == "relu_backward" else 1)]
     add_out(r, call, np.result_type(*plain), shape, r.randrange(len(plain)))
@@ -278,7 +288,8 @@ def draw_relu(r, function):
 def _labels(r, call, lead, n_classes, *, may_ignore):
     """Labels of any integer type that holds them, with some to be ignored."""
     rng = _generator(r)
-    dtype = np.dtype(r.choice([d for d in INTEGERS if np.iinfo(d).max >= n_classes - 1]))
+    kinds = [np.int64] if call.alike and r.random() < 0.7 else [d for d in INTEGERS if np.iinfo(d).max >= n_classes - 1]
+    dtype = np.dtype(r.choice(kinds))
     labels = rng.integers(0, max(1, n_classes), lead).astype(dtype)
     ignore = -100
     if may_ignore and r.random() < 0.4:
@@ -304,7 +315,7 @@ def _loss_options(r, call, shape, axis, *, only=None):
         if r.random() < 0.3:
             t = np.moveaxis(np.eye(n_classes, dtype=r.choice(INTEGERS))[t.argmax(axis)], -1, axis)
         else:
-            t = t.astype(r.choice(FLOATS))
+            t = t.astype(call.alike or r.choice(FLOATS))
         add(r, call, t)
         call.labels = None
     if (only is None and r.random() < 0.3) or (only and r.random() < 0.5):
@@ -321,7 +332,7 @@ def _loss_options(r, call, shape, axis, *, only=None):
 
 
 def _weights(r, call, shape):
-    w = _generator(r).uniform(0.1, 3, shape).astype(r.choice(FLOATS))
+    w = _generator(r).uniform(0.1, 3, shape).astype(np.float64 if call.alike else r.choice(FLOATS))
     if r.random() < 0.2 and w.size:
         w.flat[r.randrange(w.size)] = r.choice([0.0, -1.0, np.nan, np.inf])
         call.extreme = True
@@ -329,7 +340,7 @@ def _weights(r, call, shape):
 
 
 def draw_loss(r, function):
-    call = Call(function)
+    call = _new_call(r, function)
     shape = _shape(r, least=1)
     axis, axes = _axis(r, shape, several=False)
     if axes is None:
@@ -350,7 +361,7 @@ def draw_loss(r, function):
 
 
 def draw_grad_hess(r, function):
-    call = Call(function)
+    call = _new_call(r, function)
     shape = _shape(r, least=1)
     if shape[-1] == 0:
         shape = (*shape[:-1], 5)
@@ -367,7 +378,7 @@ def _product_shapes(r):
 
 
 def draw_product(r, function):
-    call = Call(function)
+    call = _new_call(r, function)
     lead, n_in, n_out = _product_shapes(r)
     if function == "affine_backward":
         add(r, call, numbers(r, call, (*lead, n_out)))
@@ -389,7 +400,7 @@ def draw_product(r, function):
 
 
 def draw_head(r, function):
-    call = Call(function)
+    call = _new_call(r, function)
     lead, n_in, n_out = _product_shapes(r)
     add(r, call, numbers(r, call, (*lead, n_in)))
     add(r, call, numbers(r, call, (n_in, n_out), tame=True))
