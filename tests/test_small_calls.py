@@ -220,9 +220,30 @@ def test_results_in_other_arrays_are_declined(filling, kind):
     assert_same(arrays[0], before)
 
 
+ALL_AXES = ["softmax", "log_softmax", "logsumexp", "softmax_backward", "log_softmax_backward"]  # may be taken together
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (54,), (2, 3, 1, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("name", ALL_AXES)
+def test_all_axes_at_once(name, shape, dtype):
+    """As SciPy has it by default: an array is one row, whatever its shape."""
+    arrays = FUNCTIONS[name][2](np.random.default_rng(1).standard_normal(shape).astype(dtype))
+    function = getattr(fs, name)
+    with no_small_calls():
+        expected = function(*arrays, axis=None)
+    for _ in range(2):
+        function(*arrays)
+    out = () if name in WITHOUT_OUT else (None,)
+    result = KERNELS[name].small(*arrays, None, *out)
+    assert_same(result, expected)
+    assert np.shape(result) == np.shape(expected)
+
+
 @pytest.mark.parametrize("axis", AXES, ids=str)
 @pytest.mark.parametrize("which", [p for p in ROWS_AND_COLUMNS if p[0] not in WITHOUT_AXIS], ids=kernel_of)
 def test_other_axes_are_declined(which, axis, dtype):
+    if axis is None and kernel_of(which) in ALL_AXES:
+        axis = ()  # None means all of them
     _, arrays, call, _ = small_call(*which, dtype)
     assert call(*arrays, axis, None) is None
 

@@ -71,6 +71,7 @@ class SmallCall(ABC):
     ) -> None:  # fmt: skip
         self._python, self._builder, self._declined, self._end = python, python.builder, declined, end
         n, self._has_axis, self._reduces = arrays_of(sig), _has_axis(plan), plan is _plans.a_number_each_row
+        self._one_axis = plan is _plans.matrix
         self._kinds, self._kinds_of_results, self._returns = sig.args[:n], _results_of(sig), sig.return_type
         self._arrays, self._options = list(objects[:n]), list(objects[n:])
         facts = self._facts()
@@ -193,11 +194,9 @@ class _Alike(SmallCall):
     """Of arrays of one shape, or with a number for each row; an axis, if the plan asks for it; and `out`."""
 
     def _facts(self) -> dict[str, Any]:
-        builder, facts = self._builder, {}
+        builder, axis = self._builder, None
         if self._has_axis:
-            axis = self._options.pop(0)
-            self._only_if(_is_a(builder, axis, INTEGER))
-            facts["axis"] = self._integer(axis)
+            axis = self._axis(self._options.pop(0))
         self._only_arrays()
         (kind, *kinds), (obj, *others) = self._kinds, self._arrays
         self._ndim, self._shape = dimensions(builder, obj)
@@ -208,16 +207,30 @@ class _Alike(SmallCall):
                 self._only_of_shape(other, self._ndim, self._shape)
             else:
                 self._only_if(builder.icmp_signed("==", dimensions(builder, other)[0], _size(another.ndim)))
-        return facts | {
-            "ndim": self._ndim, "size": size, "itemsize": _size(as_dtype(kind.dtype).itemsize),
-            "first": builder.load(self._shape), "last": _at(builder, self._shape, builder.sub(self._ndim, _size(1))),
-        }  # fmt: skip
+        ndim, first, last = self._ndim, builder.load(self._shape), _at(builder, self._shape, self._ndim, -1)
+        if self._has_axis:  # along all axes an array is a vector
+            ndim, first, last = (builder.select(self._all, a, b) for a, b in ((_size(1), ndim), (size, first), (size, last)))
+        itemsize = _size(as_dtype(kind.dtype).itemsize)
+        return {"axis": axis, "ndim": ndim, "size": size, "itemsize": itemsize, "first": first, "last": last}
+
+    def _axis(self, obj: Any) -> Any:
+        """Its number; for None, which is all axes, the last one's, if there may be several."""
+        builder = self._builder
+        self._all = builder.icmp_unsigned("==", obj, self._python.borrow_none())
+        axis = cgutils.alloca_once_value(builder, _size(-1))
+        if self._one_axis:
+            self._only_if(builder.not_(self._all))
+        with builder.if_then(builder.not_(self._all)):
+            self._only_if(_is_a(builder, obj, INTEGER))
+            builder.store(self._integer(obj), axis)
+        return builder.load(axis)
 
     def _made(self) -> list[Any]:
         if not self._kinds_of_results:
             return []
         if self._reduces:
             (kind,), ndim = self._kinds_of_results, self._builder.sub(self._ndim, _size(1))
+            ndim = self._builder.select(self._all, _size(0), ndim)
             return [self._or_end(_new_array(self._builder, ndim, self._shape, kind))]
         return [self._new_or_given(self._ndim, self._shape, in_place=self._returns == types.void)]
 
@@ -311,8 +324,8 @@ def _new_array(builder: Any, ndim: Any, lengths: Any, kind: types.Array) -> Any:
     )
 
 
-def _at(builder: Any, lengths: Any, k: Any) -> Any:
-    return builder.load(builder.gep(lengths, [k]))
+def _at(builder: Any, lengths: Any, k: Any, more: int = 0) -> Any:
+    return builder.load(builder.gep(lengths, [builder.add(k, _size(more))]))
 
 
 def _lengths(builder: Any, obj: Any) -> list[Any]:
