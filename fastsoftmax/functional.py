@@ -116,7 +116,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
 
 
 def _small(kernel: Kernel, logits: Any, *arguments: Any) -> Any:
-    """A small call, if it is the kernel's first one of that dtype, or after another dtype's."""
+    """A small call that the kernel declined: its first one of that dtype, or after another dtype's, or of other labels now."""
     if type(logits) is not ndarray or logits.dtype not in _NONE or not 0 < logits.size <= SMALL:
         return None
     kernel.small = kernel[logits.dtype]

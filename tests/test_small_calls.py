@@ -363,6 +363,14 @@ def test_a_small_layer_without_what_it_need_not_have(dtype):
         backward(*arrays, Undecided())
     assert [sys.getrefcount(a) for a in arrays] == everything
 
+    class Resizing:
+        def __bool__(self):
+            x.resize((2, 2), refcheck=False)
+            return True
+
+    x = arrays[1].copy()
+    assert backward(arrays[0], x, arrays[2], Resizing()) is None  # it is looked at before the arrays are
+
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 70, 11), (1, 5, 40), (9, 33, 10), (130, 17, 3), (40, 20, 100)], ids=str)
 def test_small_layers_of_all_kinds(shape, dtype, rng):

@@ -265,7 +265,10 @@ class _LayerBackward(SmallCall):
     """Of grad_out, x, weight, and whether grad_x is needed."""
 
     def _facts(self) -> dict[str, Any]:
-        builder = self._builder
+        builder, python, (needed,) = self._builder, self._python, self._options
+        is_needed = python.object_istrue(needed)  # first: what this runs may do anything to the arrays
+        leave_if(builder, builder.icmp_signed("==", is_needed, is_needed.type(-1)), self._end)
+        self._no_grad_x = builder.icmp_signed("==", is_needed, is_needed.type(0))
         self._only_arrays()
         (n_rows, n_out), (as_many, n_in), (inputs, outputs) = (_lengths(builder, obj) for obj in self._arrays)
         self._only_if(*(builder.icmp_signed("==", a, b) for a, b in ((n_rows, as_many), (n_in, inputs), (n_out, outputs))))
@@ -273,10 +276,7 @@ class _LayerBackward(SmallCall):
         return {"n_rows": n_rows, "n_in": n_in, "n_out": n_out}
 
     def _made(self) -> list[Any]:
-        python, builder, (_, x, weight), (needed,) = self._python, self._builder, self._arrays, self._options
-        is_needed = python.object_istrue(needed)
-        leave_if(builder, builder.icmp_signed("==", is_needed, is_needed.type(-1)), self._end)
-        self._no_grad_x = builder.icmp_signed("==", is_needed, is_needed.type(0))
+        python, builder, (_, x, weight) = self._python, self._builder, self._arrays
         grad_x = cgutils.alloca_once(builder, _object)
         (_, of_x), (_, of_weight), (kind, *kinds) = dimensions(builder, x), dimensions(builder, weight), self._kinds_of_results
         with builder.if_else(self._no_grad_x) as (nothing, new):
