@@ -23,16 +23,9 @@ INLINE = {**PART, "forceinline": True}
 
 @intrinsic
 def no_vector(typingctx, like):
-    """A vector of no length, of the dtype of `like`: it stands for one that is not given."""
+    """A vector of no length, of that dtype, or of the dtype of an array or a pointer: it stands for one that is not given."""
     kind = types.Array(like.dtype, 1, "C", readonly=True)
     return kind(like), lambda context, builder, sig, args: cgutils.get_null_value(context.get_value_type(kind))
-
-
-@intrinsic
-def no_doubles(typingctx):
-    """The same of doubles: weights that are not given."""
-    kind = types.Array(types.float64, 1, "C", readonly=True)
-    return kind(), lambda context, builder, sig, args: cgutils.get_null_value(context.get_value_type(kind))
 
 
 # --- What a kernel's arguments are. Each kind maps the kernel's dtype to a numba type.

@@ -27,7 +27,7 @@ from ._jit import (
     VECTOR_OUT,
     by_type,
     inline,
-    no_doubles,
+    no_vector,
     signature,
 )
 from ._layout import IGNORED
@@ -570,7 +570,7 @@ def mean_cross_entropy(logits, targets):
     kept = labels_that_count(logits, targets)
     if kept == 0.0:
         return np.nan
-    none, losses = no_doubles(), logits[0, :0]  # of no length, as LLVM sees too
+    none, losses = no_vector(np.float64), logits[0, :0]  # of no length, as LLVM sees too
     return cross_entropy(logits, targets, none, none, IGNORED, losses, 0, logits.shape[0]) / kept
 
 
@@ -580,7 +580,7 @@ def mean_cross_entropy_with_grad(logits, targets, grad):
     kept = labels_that_count(logits, targets)
     if kept == 0.0:
         return np.nan
-    none, losses = no_doubles(), grad[0, :0]
+    none, losses = no_vector(np.float64), grad[0, :0]
     return cross_entropy_with_grad(
         logits, targets, none, none, IGNORED, none, 1.0, kept, losses, grad, False, 0, logits.shape[0]
     ) / kept
@@ -592,4 +592,4 @@ def labels_that_count(logits: Any, targets: Any) -> float:
     n_rows, n = logits.shape
     if targets.size != n_rows or n_rows == 0 or n == 0:
         return 0.0
-    return check_targets(targets, n, IGNORED, no_doubles(), no_doubles())[1]
+    return check_targets(targets, n, IGNORED, no_vector(np.float64), no_vector(np.float64))[1]

@@ -16,7 +16,7 @@ from ._jit import (
     REAL,
     VECTOR_IN,
     VECTOR_OUT,
-    no_doubles,
+    no_vector,
     signature,
 )  # fmt: skip
 from ._memory import matrix_at, one_at, release, scratch
@@ -56,7 +56,7 @@ def linear_cross_entropy(
     row = turned_row(w, n_in)
     turned, g = scratch(w, turned_size(w, n_in, n_out)), scratch(w, block * n_out)
     turn_weight(w, n_in, n_out, turned, row)
-    logits, one, nothing = matrix_at(g, block, n_out), one_at(w), no_doubles()
+    logits, one, nothing = matrix_at(g, block, n_out), one_at(w), no_vector(class_weight)
     total, factor = 0.0, scale / denominator
     for chunk in range(first, last, size):
         to, to_bias = pointer(parts, chunk // size * n_in * n_out), pointer(parts_bias, chunk // size * n_out)
