@@ -684,7 +684,7 @@ def test_the_number_of_threads_changes_no_bit(variant, n_rows, n_classes, dtype)
 
 
 LOSS_OPTIONS = {
-    "class_weight": np.linspace(0.5, 2, 10), "sample_weight": np.linspace(2, 0.1, 30), "label_smoothing": 0.2,
+    "class_weight": np.linspace(0.5, 2, 10).copy(), "sample_weight": np.linspace(2, 0.1, 30).copy(), "label_smoothing": 0.2,
     "ignore_index": 3, "reduction": "sum",
 }  # fmt: skip
 
@@ -705,6 +705,16 @@ def test_options_of_a_loss_mean_the_same_for_plain_arrays(given, integers, dtype
         np.testing.assert_array_equal(grad_again, grad[0])
 
 
+@pytest.mark.parametrize("integers", ["i2", "u1", "i8"])
+def test_the_shorter_way_is_gone(integers, dtype, monkeypatch):
+    """Where it is not, nothing but time would tell."""
+    z, labels = np.ones((30, 10), dtype), (np.arange(30) % 10).astype(integers)
+    monkeypatch.setattr(fs.functional, "_loss_problem", None)
+    for options in {}, {name: LOSS_OPTIONS[name] for name in ("class_weight", "sample_weight")}, LOSS_OPTIONS:
+        fs.cross_entropy(z, labels, **options)
+        fs.cross_entropy_with_grad(z, labels, out=np.empty_like(z), **options)
+
+
 @pytest.mark.parametrize("name", ["class_weight", "sample_weight"])
 @pytest.mark.parametrize("wrong", [np.ones(11), np.ones((1, 10)), np.ones(10, complex), np.array(["1"] * 10)], ids=str)
 def test_weights_that_do_not_fit(name, wrong, dtype):
@@ -714,12 +724,12 @@ def test_weights_that_do_not_fit(name, wrong, dtype):
             function(z, labels, **{name: wrong})
 
 
-@pytest.mark.parametrize("name", ["class_weight", "sample_weight"])
-def test_weights_that_lie_in_the_result(name, dtype):
-    """They count as they were before anything is written."""
-    z, labels, out = np.ones((40, 40), dtype), np.arange(40), np.empty((40, 40), dtype)
-    inside = out.reshape(-1).view(np.float64)[:40]
-    inside[:] = np.linspace(1, 2, 40)
+@pytest.mark.parametrize(("name", "n"), [("class_weight", 40), ("sample_weight", 1000)])
+def test_weights_that_lie_in_the_result(name, n, dtype):
+    """They count as they were before anything is written; there are more rows than are read before some are."""
+    z, labels, out = np.ones((1000, 40), dtype), np.arange(1000) % 40, np.empty((1000, 40), dtype)
+    inside = out.reshape(-1).view(np.float64)[:n]
+    inside[:] = np.linspace(1, 2, n)
     loss, grad = fs.cross_entropy_with_grad(z, labels, **{name: inside.copy()})
     result = fs.cross_entropy_with_grad(z, labels, **{name: inside}, out=out)
     assert result[0] == loss
