@@ -1162,7 +1162,7 @@ def _head(
 
 # ---- the library itself ---------------------------------------------------------------------------------------------------
 def warmup(dtypes: Iterable[Any] = ("float32", "float64")) -> None:
-    """Compile every kernel, or load it from the disk cache: half a minute a dtype once instead of a second at each first call.
+    """Compile every kernel, or load it from the disk cache: once half a minute to two a dtype, not seconds at first calls.
 
     Parameters
     ----------
