@@ -21,7 +21,8 @@ Array = NDArray[Any]
 THIN = 10  # classes: as many as the thin kernels take
 SMALL_HEAD = 1 << 16  # what `SMALL_PRODUCT` is, of a thin head, whose parts are the same ones always
 CHUNK = 1 << 24  # of a chunk where there are more than two, 150 us
-COST, HEAD_COST = 1e-5, 3e-5  # microseconds a multiply-add; of a head, which does three
+# Microseconds a multiply-add, for each byte of a number: between Zen 5, and Zen 3, which takes up to twice as long.
+COST, THIN_COST, HEAD_COST = 4e-6, 8e-6, 1.5e-5  # a head does three
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
 WIDE = 256  # columns: beyond, the kernel copies panels of weight
 HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
@@ -45,18 +46,24 @@ def _chunks(n: int, work: int, grain: int, small: int) -> tuple[int, int]:
     return max(1, -(-n // size)), size
 
 
-def _run(via: Caller, kernel: Any, arguments: tuple[Any, ...], n: int, work: int, grain: int = GRAIN) -> None:
+def _cost(work: int, weight: Array) -> float:
+    return work * weight.itemsize * (THIN_COST if weight.shape[1] <= THIN else COST)
+
+
+def _run(
+    via: Caller, kernel: Any, arguments: tuple[Any, ...], n: int, weight: Array, work: int, grain: int = GRAIN
+) -> None:  # fmt: skip
     """Have a kernel whose results do not depend on chunks run in some, or where there is one thread in one piece."""
     if work <= SMALL_PRODUCT and via is NOW:  # straight on: 0.3 us of 5
         kernel(*arguments, 0, n, 0)
         return
     n_chunks, size = _chunks(n, work, grain, SMALL_PRODUCT)
     if n_chunks == 1 or (threads := via.threads()) == 1:
-        via.whole(kernel, arguments, n, work * COST)
+        via.whole(kernel, arguments, n, _cost(work, weight))
     else:
         if threads > n_chunks:
             size = min(size, _share(n, work, grain, threads))
-        via.chunks(kernel, arguments, n, size, work * COST)
+        via.pieces(kernel, arguments, n, size, _cost(work, weight))
 
 
 def _share(n: int, work: int, grain: int, threads: int) -> int:
@@ -82,7 +89,7 @@ def affine(
         if n_parts == 2:
             _affine_by_inputs(via, x, weight, b, relu, out, n_parts, size)
             return out
-    _run(via, kernel, (x, weight, b, out, False, relu), n, work, PANEL if weight.shape[1] > WIDE else GRAIN)
+    _run(via, kernel, (x, weight, b, out, False, relu), n, weight, work, PANEL if weight.shape[1] > WIDE else GRAIN)
     return out
 
 
@@ -99,16 +106,16 @@ def _affine_by_inputs(
     work = x.size * weight.shape[1]
     kernel, arguments = KERNELS["affine_parts"][out.dtype], (x, weight, parts, size)
     if via.threads() == 1:  # the kernel itself keeps the parts apart
-        via.whole(kernel, arguments, len(weight), work * COST)
+        via.whole(kernel, arguments, len(weight), _cost(work, weight))
     else:
-        via.chunks(kernel, arguments, len(weight), size, work * COST)
+        via.chunks(kernel, arguments, len(weight), size, _cost(work, weight))
     via.shares(KERNELS["add_parts"][out.dtype], (parts, bias, relu, out), len(out), parts.size * PASS)
 
 
 def affine_grad_x(grad_out: Array, weight: Array, out: Array, *, via: Caller = NOW) -> Array:
     """out = grad_out @ weight.T"""
     arguments = grad_out, weight, _nothing(out.dtype), out, True, False
-    _run(via, KERNELS["affine"][out.dtype], arguments, len(out), out.size * weight.shape[1], PANEL // 2)
+    _run(via, KERNELS["affine"][out.dtype], arguments, len(out), weight, out.size * weight.shape[1], PANEL // 2)
     return out
 
 
@@ -122,13 +129,14 @@ def affine_grad_weight(
         via.python(partial(_sum_rows, grad_out, bias_out, adding))
     elif n_out > THIN or adding:
         kernel = KERNELS["affine_grad_weight"][x.dtype]
-        _run(via, kernel, (grad_out, x, weight_out, bias_out, adding), n_in, work, PANEL)
+        _run(via, kernel, (grad_out, x, weight_out, bias_out, adding), n_in, weight_out, work, PANEL)
     elif len(x) == 0:
         weight_out[...], bias_out[...] = 0, 0
     else:
         n_chunks, size = _chunks(len(x), work, GRAIN, SMALL_PRODUCT)
         parts, parts_bias = _parts(n_chunks, weight_out)
-        via.chunks(KERNELS["thin_grad_weight"][x.dtype], (grad_out, x, parts, parts_bias, size), len(x), size, work * COST)
+        arguments, cost = (grad_out, x, parts, parts_bias, size), _cost(work, weight_out)
+        via.chunks(KERNELS["thin_grad_weight"][x.dtype], arguments, len(x), size, cost)
         _add_parts(via, parts, parts_bias, weight_out, bias_out)
 
 
@@ -177,7 +185,7 @@ def thin_head(
         x, weight, b, labels, class_weight, sample_weight, ignore_index, scale, denominator, losses, gx,
         parts, parts_bias, size,
     )  # fmt: skip
-    cost = x.size * weight.shape[1] * HEAD_COST
+    cost = x.size * weight.shape[1] * x.itemsize * HEAD_COST
     if cost <= via.share or via.threads() == 1:  # the kernel itself keeps the chunks apart
         via.whole(kernel, arguments, len(x), cost, sums)
     else:

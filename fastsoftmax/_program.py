@@ -41,6 +41,10 @@ class Caller(ABC):
     def chunks(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, size: int, cost: float, results: Any = None) -> None:
         """In chunks of `size`; `results`, all 0, has a place for each, or the first for what they add up to."""
 
+    def pieces(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, size: int, cost: float) -> None:
+        """In chunks of `size`, or where that is better others: nothing depends on them."""
+        self.chunks(kernel, arguments, n, size, cost)
+
     @abstractmethod
     def python(self, function: Callable[[], Any]) -> None:
         """Something that is no kernel."""
@@ -50,7 +54,7 @@ class Caller(ABC):
         if cost <= self.share or self.threads() == 1:
             self.whole(kernel, arguments, n, cost)
         else:
-            self.chunks(kernel, arguments, n, -(-n // (1 << int(cost / self.share).bit_length())), cost)
+            self.pieces(kernel, arguments, n, -(-n // (1 << int(cost / self.share).bit_length())), cost)
 
     def plain(self, array: NDArray[Any], dtype: Any) -> NDArray[Any]:
         """The array as kernels take it: itself, or a copy that is made anew in each run."""
@@ -83,6 +87,9 @@ class _Now(Caller):
                 results[0] = result
         else:
             self.whole(kernel, arguments, n, cost, results)
+
+    def pieces(self, kernel: Kernel, arguments: tuple[Any, ...], n: int, size: int, cost: float) -> None:
+        run_rows(partial(kernel, *arguments), n, size, cost, n)
 
     def python(self, function: Callable[[], Any]) -> None:
         function()

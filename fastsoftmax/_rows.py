@@ -55,9 +55,9 @@ def _shared(
     cost: float = _COST,
 ) -> Any:  # fmt: skip
     """`_threads.run_rows`, what shapes alone decide being remembered: that is 0.3 us of 9 (128 x 1000, two threads)."""
-    _, job, helpers, cost = _plan(pool := _threads.pool, shape, least, chunks, threads, cost)
-    if helpers:
-        pool.ask(helpers, cost)
+    _, job, helpers, takes = _plan(pool := _threads.pool, shape, least, chunks, threads, cost)
+    if helpers and not pool.ask(helpers, takes):
+        _, job, _, _ = _plan(pool, shape, least, chunks, 1, cost)
     return kernel(*arguments, 0, shape[0], job)
 
 

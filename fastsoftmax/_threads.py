@@ -3,8 +3,8 @@
 The callers of `run_rows` cut their work into chunks whose size does not depend on the number of threads, so that results do
 not either. The calling thread works through the chunks itself, and idle workers of the pool help; a worker that wakes too
 late finds nothing left and is not waited for. Chunks are shared inside the compiled code (`kernels._board`); Python only
-starts the workers and wakes those that sleep. No thread is started before the first call that wants one; none outlives the
-interpreter; after a fork the child starts a pool of its own.
+starts the workers, and wakes those that sleep if that is worth it: else the call is made alone. No thread is started before
+the first call that wants one; none outlives the interpreter; after a fork the child starts a pool of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from .kernels import (
+    AWAKE,
     BOARD,
     CLOSED,
     FEWER,
@@ -128,16 +129,19 @@ def _default() -> int:
 COST = 2e-4  # microseconds an element, of a kernel that does little more than read and write it
 
 
-def run_rows(call: Callable[[int, int, int], Any], n_rows: int, size: int, cost: float = 1000.0) -> Any:
+def run_rows(
+    call: Callable[[int, int, int], Any], n_rows: int, size: int, cost: float = 1000.0, size_alone: int | None = None
+) -> Any:
     """Run a compiled kernel over chunks of `size` rows on up to `get_num_threads` threads.
 
     ``call(first, last, job)`` hands its arguments on to the kernel, once: the threads take chunks from each other inside
-    the compiled code. `cost` is about how many microseconds it will take one thread. Of a kernel that returns a number, what
-    it returns for each chunk is added up, in the order of the rows.
+    the compiled code. `cost` is about how many microseconds it will take one thread; one that nobody will help takes chunks
+    of `size_alone` rows if given. Of a kernel that returns a number, what it returns for each chunk is added up, in the order
+    of the rows.
     """
     _, address, helpers = job(pool, n_rows, size, threads_now(), cost)
-    if helpers:
-        pool.ask(helpers, cost)
+    if helpers and not pool.ask(helpers, cost):
+        _, address, _ = job(pool, n_rows, size_alone or size, 1, cost)
     return call(0, n_rows, address)
 
 
@@ -169,8 +173,9 @@ def address(array: Any) -> int:
 
 # ---- the pool ------------------------------------------------------------------------------------------------------
 # In microseconds. Shorter calls keep the GIL: to hand it over and back costs 5 ms beside a busy Python thread. To wake a
-# sleeping worker costs the caller up to 30: a tenth of the work it is done for. Long calls look at a clock that takes 0.4.
-QUICK, _WAKING, _LONG = 30.0, 300.0, 100.0
+# sleeping worker costs the caller up to 30, and it comes some 50 later: only for work that takes longer, in calls that follow
+# each other closely. Long calls look at a clock that takes 0.4.
+QUICK, _WAKING, _CLOSELY, _LONG = 30.0, 200.0, 1000.0, 100.0
 
 
 class Pool:
@@ -182,15 +187,26 @@ class Pool:
         self.address = address(self.board)
         self.workers: list[threading.Thread] = []
         self.hiring = threading.Lock()
-        self.owed = 0.0  # microseconds of work since they were woken last
+        self.owed, self.asked = 0.0, 0  # microseconds of work that they slept through; when, in nanoseconds
 
-    def ask(self, helpers: int, cost: float) -> None:
-        """See to it that there are that many workers, if there can be, and that they do not sleep through too much work."""
+    def ask(self, helpers: int, cost: float) -> bool:
+        """See to it that there are that many workers, if there can be, and wake them for work enough; whether any will help.
+
+        A call made alone does without what sharing costs (64 x 784 x 100, float32, in two chunks, each of which copies weight:
+        150 -> 179 us).
+        """
         if len(self.workers) < helpers:
             self.hire(helpers)
-        self.owed += cost
-        if self.owed >= _WAKING:
-            self.wake(helpers)
+        awake = self.board.item(AWAKE)
+        if awake >= helpers:
+            return True
+        now = time.monotonic_ns()
+        self.owed = cost + (self.owed if now - self.asked < 1e3 * _CLOSELY else 0.0)
+        self.asked = now
+        if self.owed < _WAKING:
+            return awake > 0
+        self.wake(helpers)
+        return True
 
     def hire(self, helpers: int) -> None:
         serve = KERNELS["serve"][_FLOAT64]

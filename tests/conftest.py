@@ -22,6 +22,10 @@ settings.load_profile("fastsoftmax")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Workers that sleep are woken for any call, so that threads share it whatever came before; but see `short_calls_alone`.
+_WAKING = _threads._WAKING
+_threads._WAKING = 0.0
+
 # (input, dtype, operation) -> {library: worst ulps}, filled by test_numerics.py.
 WORST_ULPS: dict[tuple[str, str, str], dict[str, float]] = {}
 
@@ -53,6 +57,12 @@ def pool_of_eight(monkeypatch):
     monkeypatch.setattr(_threads, "pool", pool)
     yield pool
     pool.dismiss()
+
+
+@pytest.fixture
+def short_calls_alone(monkeypatch):
+    """As elsewhere, a call that is not worth it wakes nobody."""
+    monkeypatch.setattr(_threads, "_WAKING", _WAKING)
 
 
 @pytest.fixture

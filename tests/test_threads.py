@@ -20,7 +20,8 @@ import pytest
 import fastsoftmax as fs
 from fastsoftmax import _threads
 from fastsoftmax._threads import run_rows
-from fastsoftmax.kernels import BOARD, FEWER, KERNELS, UNTIL, WORKER
+from fastsoftmax.kernels import AWAKE, BOARD, FEWER, KERNELS, UNTIL, WORKER
+from fastsoftmax.kernels._layout import TICKET
 
 
 def run(code, *, timeout=120, **env):
@@ -180,6 +181,63 @@ def test_workers_that_find_nothing_to_do_sleep():
     with fs.num_threads(2):
         fs.softmax(x)
     asleep_within(5.0)
+
+
+SHORT_CALLS = {
+    "rows": (lambda x: fs.softmax(x), (128, 1000)),
+    "a sum": (lambda x: fs.cross_entropy(x, np.zeros(128, int)), (128, 1000)),
+    "a product": (lambda x: fs.affine(x, np.ones((784, 100), np.float32), np.zeros(100, np.float32)), (64, 784)),
+}
+
+
+@several_processors
+@pytest.mark.parametrize("name", SHORT_CALLS)
+def test_short_calls_wake_workers_if_they_follow_each_other_closely(name, short_calls_alone, monkeypatch):
+    """Else they are made alone, a product in one piece; with the same results."""
+    (call, shape), pool = SHORT_CALLS[name], _threads.pool
+    x, sizes, job = np.random.default_rng(0).standard_normal(shape).astype(np.float32), [], _threads.job
+
+    def noted(pool, n_rows, size, *rest):
+        sizes.append(size)
+        return job(pool, n_rows, size, *rest)
+
+    monkeypatch.setattr(_threads, "job", noted)
+    with fs.num_threads(1):
+        expected = call(x)
+
+    def calls_alone():
+        """For each of 20 calls, whether it asked nobody for help."""
+        asleep_within(5.0)
+        pool.owed = 0.0
+        tickets = []
+        for _ in range(20):
+            pool.board[UNTIL] = 0  # the machine may have been busy a moment ago
+            tickets.append(pool.board[TICKET])
+            np.testing.assert_array_equal(call(x), expected)
+        return np.diff([*tickets, pool.board[TICKET]]) == 0
+
+    with fs.num_threads(2):
+        call(x)
+        monkeypatch.setattr(_threads, "_CLOSELY", 0.0)
+        assert calls_alone().all()
+        assert name != "a product" or sizes[-1] == len(x)
+        monkeypatch.setattr(_threads, "_CLOSELY", 1e9)
+        alone = calls_alone()
+        assert alone[0]
+        assert not alone[alone.argmin() :].all()
+        assert name != "a product" or sizes[-1] < len(x)
+
+
+@several_processors
+def test_a_long_call_wakes_workers_at_once(short_calls_alone):
+    x, pool = np.ones((1000, 1000), np.float32), _threads.pool
+    with fs.num_threads(2):
+        fs.softmax(x)
+        asleep_within(5.0)
+        assert pool.board[AWAKE] == 0
+        ticket, pool.board[UNTIL] = pool.board[TICKET], 0
+        fs.softmax(x)
+        assert pool.board[TICKET] == ticket + 1
 
 
 @several_processors
@@ -417,7 +475,7 @@ def test_ctrl_c_during_one_long_call_ends_the_program():
     import fastsoftmax as fs
     fs.set_num_threads(2)
     x = np.ones((40000, 1000), np.float32)
-    fs.softmax(x[:4000])
+    fs.log_softmax(x[:4000])
     print("ready", flush=True)
     while True:
         fs.log_softmax(x, out=x)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._layout import (
+    AWAKE,
     BOARD,
     CHUNKS,
     CLOSED,
@@ -40,7 +41,7 @@ from ._layout import (
 from ._lock import building
 
 __all__ = [
-    "BOARD", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG",
+    "AWAKE", "BOARD", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG",
     "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "LEAST_INNER", "MODULES", "NARROW", "OF_JOB", "RECORD", "SHORT",
     "SMALL", "SMALL_PRODUCT", "UNTIL", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
 ]  # fmt: skip

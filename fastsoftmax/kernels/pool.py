@@ -28,6 +28,7 @@ from ._board import (
 from ._jit import INDEX, inline, signature
 from ._layout import (
     ARGUMENT,
+    AWAKE,
     BOARD,
     CALLER,
     CLOSED,
@@ -52,6 +53,7 @@ def serve(board, worker):
     own, lock = at(board, BOARD + WORKER * worker), new_lock()
     write(at(own, THREAD), this_thread())
     write(at(own, LOCK), lock)
+    add(at(board, AWAKE), 1)
     last, idle = -1, 0
     seen, kept = now(), now() - used()
     while read(at(board, CLOSED)) == 0:
@@ -73,6 +75,7 @@ def serve(board, worker):
         if idle % _GLANCE == 0:
             leave(board)
         if idle == _LOOKS:
+            add(at(board, AWAKE), -1)
             write(at(own, SLEEPS), 1)
             wait_for(lock)
             idle, forbidden = 0, read(at(own, FORBIDDEN))
@@ -99,6 +102,7 @@ def wake(board, workers):
     for worker in range(workers):
         own = at(board, BOARD + WORKER * worker)
         if replace(at(own, SLEEPS), 1, 0):
+            add(at(board, AWAKE), 1)
             if allow(read(at(own, THREAD)), here, False):
                 write(at(own, FORBIDDEN), here + 1)
             release(read(at(own, LOCK)))
