@@ -173,9 +173,10 @@ def address(array: Any) -> int:
 
 # ---- the pool ------------------------------------------------------------------------------------------------------
 # In microseconds. Shorter calls keep the GIL: to hand it over and back costs 5 ms beside a busy Python thread. To wake a
-# sleeping worker costs the caller up to 30, and it comes some 50 later: only for work that takes longer, in calls that follow
-# each other closely. Long calls look at a clock that takes 0.4.
-QUICK, _WAKING, _CLOSELY, _LONG = 30.0, 200.0, 1000.0, 100.0
+# sleeping worker costs the caller up to 30, and it comes some 50 later: only for work that takes longer, in one call or in
+# calls that follow each other closely (Zen 3, calls 2 ms apart: softmax, 310 x 1000, float32, alone 340, so 228; all gradients
+# of 128 x 784 x 100: 963, so 697). Long calls look at a clock that takes 0.4.
+QUICK, _WAKING, _CLOSELY, _LONG = 30.0, 150.0, 1000.0, 100.0
 
 
 class Pool:
