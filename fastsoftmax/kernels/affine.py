@@ -158,7 +158,7 @@ def panel_rest_ended(a, a_row, n_rows, b, b_step, columns, n, out, out_row, begu
 
 @inline
 def panels_product_ended(
-    a, a_row, n_rows, b, b_vector, b_step, columns, whole, n, out, out_row, span, begun, biased, bias, relu
+    a, a_row, n_rows, b, b_vector, b_step, columns, whole, rest_step, n, out, out_row, span, begun, biased, bias, relu
 ):  # fmt: skip
     """The same for many panels, `span` columns each, with the tiles that fit; columns from `whole` on are left to `rest`."""
     step, j = lanes(b), 0
@@ -166,7 +166,7 @@ def panels_product_ended(
         width, q = min(span, whole - j) if j < whole else columns - j, shift(b, j // step * b_vector)
         to, add_to = shift(out, j), shift(bias, j)
         if j == whole:
-            panel_rest_ended(a, a_row, n_rows, q, b_step, width, n, to, out_row, begun, biased, add_to, relu)
+            panel_rest_ended(a, a_row, n_rows, q, rest_step, width, n, to, out_row, begun, biased, add_to, relu)
         elif n_rows <= FEW and WIDE and width <= 7 * step:
             panel_product_ended(
                 tile(a, 1, 7), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
@@ -247,6 +247,23 @@ def copy_panels(b, b_row, n, columns, panels):
                 prefetch(row, AHEAD * b_row + j)
                 value = load(row, j) if j + step <= columns else load_first(row, j, columns - j, zero)
                 store(panels, j * n + k * step, value)
+
+
+@inline
+def rest_row(like):
+    """From row to row of `copy_rest`'s copy."""
+    return lanes(like) // 4
+
+
+@inline
+def copy_rest(b, b_row, n, columns, panel):
+    """Copy the few columns that `rest` leaves close together: in panels each row of them would take a line of the first cache.
+
+    200 x 3072 x 50, Zen 3, one thread: 0.96 of the time, float64 0.95.
+    """
+    zero = constant(b, 0.0, 0.0)
+    for k in range(n):  # each spills into the next
+        store(panel, k * rest_row(b), load_first(b, k * b_row, columns, zero))
 
 
 @inline
@@ -431,12 +448,17 @@ def affine(x, weight, bias, out, transposed, relu, first, last):
             depth, begun, ended = min(DEPTH, n_in - k), k > 0, k + DEPTH >= n_in
             add, rectify = biased and ended, relu and ended
             for j in range(0, n_out, max(group, 1)):
-                columns, q, q_vector, q_step = min(group, n_out - j), shift(w, k * n_out + j), step, n_out
+                columns, q, q_vector, q_step, q_rest = min(group, n_out - j), shift(w, k * n_out + j), step, n_out, n_out
+                there = min(columns, whole - j)
                 if copied:
                     if transposed:
                         turn_panels(shift(w, j * n_in + k), n_in, depth, columns, panels)
+                        q_rest = step
                     else:
-                        copy_panels(q, n_out, depth, columns, panels)
+                        copy_panels(q, n_out, depth, there, panels)
+                        if there < columns:
+                            copy_rest(shift(q, there), n_out, depth, columns - there, shift(panels, there * depth))
+                            q_rest = rest_row(w)
                     q, q_vector, q_step = panels, depth * step, step
                 for t in range(i, i + rows, block_rows(w)):
                     height, p, p_row = min(block_rows(w), i + rows - t), shift(x_, t * n_in + k), n_in
@@ -445,7 +467,7 @@ def affine(x, weight, bias, out, transposed, relu, first, last):
                         copy_rows(p, n_in, height, depth, block, p_row)
                         p = block
                     panels_product_ended(
-                        p, p_row, height, q, q_vector, q_step, columns, min(columns, whole - j), depth,
+                        p, p_row, height, q, q_vector, q_step, columns, there, q_rest, depth,
                         shift(to, t * n_out + j), n_out, span, begun, add, shift(b, j), rectify,
                     )  # fmt: skip
     release(panels)
