@@ -20,7 +20,7 @@ from numpy import empty, ndarray  # looked up in NumPy each time they took 20 to
 from numpy.typing import ArrayLike, NDArray
 
 from . import _affine, _arrays
-from ._arrays import COMPUTED_IN, FLOAT64, NOTHING
+from ._arrays import COMPUTED_IN, FLOAT64, NO_LABELS, NOTHING
 from ._columns import FEW_STRIPS, down_columns, fill_from_rows, to_rows
 from ._rows import SOFT_COST, over_rows, softmax_streams, streams, streams_once, sum_over_rows
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
@@ -423,8 +423,7 @@ def _loss_arguments(
     by_row = _arrays.weights(sample_weight, lead, "sample_weight")
     smoothing = _arrays.smoothing(label_smoothing)
     if probs.size:
-        n_rows = probs.shape[0]
-        denominator = _check_targets[FLOAT64](np.zeros(n_rows, np.int64), 1, -1, NOTHING, by_row, False)[1]
+        denominator = _weight_of_rows(len(probs), by_row)
     else:
         bad, denominator = _check_targets[FLOAT64](labels, n_classes, ignore, by_class, by_row, False)
         if bad >= 0:
@@ -433,33 +432,45 @@ def _loss_arguments(
 
 
 def _plain_loss(
-    shape: tuple[int, ...], targets: Any, class_weight: Any, sample_weight: Any, ignore_index: Any, label_smoothing: Any,
-    reduction: Any,
-) -> tuple[Array, Array, Array, float] | None:  # fmt: skip
-    """Labels, weights and what the mean divides by, where kernels take weights as they are, and labels but for their type.
+    shape: tuple[int, ...], soft: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: Any,
+    label_smoothing: Any, reduction: Any,
+) -> tuple[Array, Array | None, Array, Array, float] | None:  # fmt: skip
+    """Labels, probabilities, weights and what the mean divides by, where kernels take them as they are but for targets' type.
 
-    None elsewhere. A call on 1 x 10 is all overhead: its loss, summed, takes 1.9 us if what it is given is looked at in this
-    order, options left out being known by identity, and 18 the long way, as arrays of three dimensions.
+    None elsewhere. Probabilities are made `soft`, a dtype; there are none if that is None. A call on 1 x 10 is all overhead:
+    its loss, summed, takes 1.9 us if what it is given is looked at in this order, options left out being known by identity,
+    and 18 the long way, as arrays of three dimensions; one-hot rows of 8 x 10 take 5, and 21.
     """
     if (
-        type(targets) is ndarray and ((dtype := targets.dtype) == _INT64 or dtype in _INTEGERS) and targets.shape == shape[:-1]
+        type(targets) is ndarray
         and (class_weight is None or (type(class_weight) is ndarray and class_weight.shape == shape[-1:]))
         and (sample_weight is None or (type(sample_weight) is ndarray and sample_weight.shape == shape[:-1]))
         and (label_smoothing is _SHARP or (type(label_smoothing) is float and 0.0 <= label_smoothing <= 1.0))
         and (ignore_index is IGNORED or (type(ignore_index) is int and -(2**63) <= ignore_index < 2**63))
         and type(reduction) is str and reduction in _arrays.REDUCTIONS
     ):  # fmt: skip
-        labels = targets if dtype == _INT64 else targets.astype(_INT64)
         by_class = NOTHING if class_weight is None else class_weight
         by_row = NOTHING if sample_weight is None else sample_weight
         try:
-            bad, denominator = _check_targets[FLOAT64](labels, shape[-1], ignore_index, by_class, by_row, 0)
+            if targets.shape == shape[:-1] and ((kind := targets.dtype) == _INT64 or kind in _INTEGERS):
+                labels, probs = targets if kind == _INT64 else targets.astype(_INT64), None
+                bad, denominator = _check_targets[FLOAT64](labels, shape[-1], ignore_index, by_class, by_row, 0)
+                if bad >= 0:
+                    _arrays.bad_label(targets, bad, shape[-1], ignore_index)
+            elif soft is not None and targets.shape == shape and targets.dtype in _NONE and targets.size:
+                labels, probs = NO_LABELS, _arrays.contiguous(targets, soft)
+                denominator = _weight_of_rows(shape[0], by_row)
+            else:
+                return None
         except TypeError:  # not C-contiguous, not aligned, weights that are no float64
             return None
-        if bad >= 0:
-            _arrays.bad_label(targets, bad, shape[-1], ignore_index)
-        return labels, by_class, by_row, denominator
+        return labels, probs, by_class, by_row, denominator
     return None
+
+
+def _weight_of_rows(n_rows: int, by_row: Array) -> float:
+    """What the mean divides by where targets are probabilities."""
+    return _check_targets[FLOAT64](np.zeros(n_rows, np.int64), 1, -1, NOTHING, by_row, 0)[1] if by_row.size else float(n_rows)
 
 
 def _is_down(shape: tuple[int, ...], axis: Any, class_weight: Any, sample_weight: Any, label_smoothing: Any) -> bool:
@@ -470,12 +481,14 @@ def _is_down(shape: tuple[int, ...], axis: Any, class_weight: Any, sample_weight
     )  # fmt: skip
 
 
-def _labels_of(
-    plain: tuple[Array, Array, Array, float], dtype: Any, ignore_index: int, smoothing: float, reduction: str
+def _loss_of(
+    plain: tuple[Array, Array | None, Array, Array, float], dtype: Any, ignore_index: int, smoothing: float, reduction: str
 ) -> _Loss:  # fmt: skip
-    """What `_loss_arguments` gives, of labels and weights as kernels take them (smoothed, 128 x 10, float32: 16 -> 5 us)."""
-    labels, by_class, by_row, denominator = plain
-    return _Loss(labels, _NONE[dtype], by_class, by_row, ignore_index, smoothing, reduction, denominator, labels.shape)
+    """What `_loss_arguments` gives, of targets and weights as kernels take them (smoothed, 128 x 10, float32: 16 -> 5 us)."""
+    labels, probs, by_class, by_row, denominator = plain
+    lead = labels.shape if probs is None else probs.shape[:1]
+    probs = _NONE[dtype] if probs is None else probs
+    return _Loss(labels, probs, by_class, by_row, ignore_index, smoothing, reduction, denominator, lead)
 
 
 def _loss_problem(
@@ -575,16 +588,17 @@ def cross_entropy(
             _is_down(shape, axis, class_weight, sample_weight, label_smoothing) and (shape := shape[::-1])
         ))
         and (plain := _plain_loss(
-            shape, targets, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+            shape, dtype if axis is _LAST else None, targets, class_weight, sample_weight, ignore_index, label_smoothing,
+            reduction,
         )) is not None
     ):  # fmt: skip
-        labels, by_class, by_row, denominator = plain
+        labels, probs, by_class, by_row, denominator = plain
         kernel, losses = (_loss if axis is _LAST else _loss_down)[dtype], _NONE[dtype]
         if reduction == "none":
             losses = empty(shape[0], dtype)
         try:
-            if label_smoothing:
-                loss = _labels_of(plain, dtype, ignore_index, label_smoothing, reduction)
+            if label_smoothing or probs is not None:
+                loss = _loss_of(plain, dtype, ignore_index, label_smoothing, reduction)
                 total = _total_loss(logits, loss, losses)
             elif size <= SMALL:
                 total = kernel(logits, labels, by_class, by_row, ignore_index, losses, 0, shape[0], 0)
@@ -675,19 +689,21 @@ def cross_entropy_with_grad(
             _is_down(shape, axis, class_weight, sample_weight, label_smoothing) and (shape := shape[::-1])
         ))
         and (out is None or (_arrays.apart(logits, out) and all(
-            a is None or (type(a) is ndarray and a.flags.owndata) for a in (targets, class_weight, sample_weight)
+            a is None or (type(a) is ndarray and a.flags.owndata and a is not out)
+            for a in (targets, class_weight, sample_weight)
         )))
         and (plain := _plain_loss(
-            shape, targets, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+            shape, dtype if axis is _LAST else None, targets, class_weight, sample_weight, ignore_index, label_smoothing,
+            reduction,
         )) is not None
     ):  # fmt: skip
         losses = empty(shape[0], dtype) if reduction == "none" else _NONE[dtype]
         grad = empty(logits.shape, dtype) if out is None else out
-        labels, by_class, by_row, denominator = plain
+        labels, probs, by_class, by_row, denominator = plain
         divisor = denominator if reduction == "mean" else 1.0
         try:
-            if label_smoothing:
-                loss = _labels_of(plain, dtype, ignore_index, label_smoothing, reduction)
+            if label_smoothing or probs is not None:
+                loss = _loss_of(plain, dtype, ignore_index, label_smoothing, reduction)
                 total = _fill_gradient(logits, loss, 1.0, NOTHING, losses, grad)
             else:
                 given = logits, labels, by_class, by_row, ignore_index, NOTHING, 1.0, divisor, losses, grad
@@ -1115,10 +1131,10 @@ def _head(
     """(loss, gradients) of the classifier head, a block of rows at a time."""
     options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
     if _plain_layer(x, weight, bias, None) and (
-        plain := _plain_loss((len(x), weight.shape[1]), targets, *options)
+        plain := _plain_loss((len(x), weight.shape[1]), x.dtype, targets, *options)
     ) is not None:
         rows, w, b, dtype = x, weight, bias, x.dtype
-        loss = _labels_of(plain, dtype, ignore_index, label_smoothing, reduction)
+        loss = _loss_of(plain, dtype, ignore_index, label_smoothing, reduction)
     else:
         x, weight, b = _affine_inputs(x, weight, bias)
         dtype = _arrays.common_dtype(x, weight)

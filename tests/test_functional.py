@@ -689,30 +689,58 @@ LOSS_OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("integers", ["i1", "u1", "i4", "u4", "i8", ">i4"])
+def targets_for(z, kind, rng):
+    """Labels of an integer type, or probabilities."""
+    labels = rng.integers(0, z.shape[1], len(z))
+    return (np.eye(z.shape[1])[labels] + 0.1 * rng.random(z.shape) if "f" in kind else labels).astype(kind)
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i4", "u4", "i8", ">i4", "f4", "f8", ">f4"])
 @pytest.mark.parametrize("given", [(), *((name,) for name in LOSS_OPTIONS), [*LOSS_OPTIONS][:2], [*LOSS_OPTIONS]], ids="+".join)
-def test_options_of_a_loss_mean_the_same_for_plain_arrays(given, integers, dtype, rng):
-    """A matrix, its labels and weights as kernels take them go a shorter way than what is like them in three dimensions."""
-    z, labels = (4 * rng.standard_normal((30, 10))).astype(dtype), rng.integers(0, 10, 30).astype(integers)
-    options = {name: LOSS_OPTIONS[name] for name in given}
+def test_options_of_a_loss_mean_the_same_for_plain_arrays(given, kind, dtype, rng):
+    """A matrix, its targets and weights as kernels take them go a shorter way than what is like them in three dimensions."""
+    z = (4 * rng.standard_normal((30, 10))).astype(dtype)
+    targets, options = targets_for(z, kind, rng), {name: LOSS_OPTIONS[name] for name in given}
     as_cube = {k: v.reshape(1, 30) if k == "sample_weight" else v for k, v in options.items()}
-    loss, grad = fs.cross_entropy_with_grad(z[None], labels[None], **as_cube)
-    assert given == () or loss != fs.cross_entropy(z, labels)
+    loss, grad = fs.cross_entropy_with_grad(z[None], targets[None], **as_cube)
+    assert given == () or loss != fs.cross_entropy(z, targets) or ("f" in kind and given == ("ignore_index",))
     for out in None, np.empty_like(z):
-        again, grad_again = fs.cross_entropy_with_grad(z, labels, out=out, **options)
-        assert again == loss == fs.cross_entropy(z, labels, **options)
+        again, grad_again = fs.cross_entropy_with_grad(z, targets, out=out, **options)
+        assert again == loss == fs.cross_entropy(z, targets, **options)
         assert out is None or grad_again is out
         np.testing.assert_array_equal(grad_again, grad[0])
 
 
-@pytest.mark.parametrize("integers", ["i2", "u1", "i8"])
-def test_the_shorter_way_is_gone(integers, dtype, monkeypatch):
+@pytest.mark.parametrize("kind", ["i2", "u1", "i8", "f4", "f8"])
+def test_the_shorter_way_is_gone(kind, dtype, rng, monkeypatch):
     """Where it is not, nothing but time would tell."""
-    z, labels = np.ones((30, 10), dtype), (np.arange(30) % 10).astype(integers)
+    z = np.ones((30, 10), dtype)
+    targets = targets_for(z, kind, rng)
     monkeypatch.setattr(fs.functional, "_loss_problem", None)
     for options in {}, {name: LOSS_OPTIONS[name] for name in ("class_weight", "sample_weight")}, LOSS_OPTIONS:
-        fs.cross_entropy(z, labels, **options)
-        fs.cross_entropy_with_grad(z, labels, out=np.empty_like(z), **options)
+        fs.cross_entropy(z, targets, **options)
+        fs.cross_entropy_with_grad(z, targets, out=np.empty_like(z), **options)
+
+
+@pytest.mark.parametrize("n", [10, 100])
+def test_probabilities_down_the_columns_of_a_square(n, dtype, rng):
+    """They have the shape of rows of probabilities."""
+    z = (4 * rng.standard_normal((n, n))).astype(dtype)
+    probs = targets_for(z, dtype.str, rng)
+    loss, grad = fs.cross_entropy_with_grad(z.T.copy(), probs.T.copy(), axis=0)
+    expected = fs.cross_entropy_with_grad(z, probs)
+    assert loss == expected[0] == fs.cross_entropy(z.T.copy(), probs.T.copy(), axis=0)
+    np.testing.assert_array_equal(grad, expected[1].T)
+
+
+@pytest.mark.parametrize("n", [40, 1000])
+def test_a_gradient_in_place_of_the_probabilities(n, dtype, rng):
+    z = rng.standard_normal((1000, n)).astype(dtype)
+    probs = targets_for(z, dtype.str, rng)
+    loss, grad = fs.cross_entropy_with_grad(z, probs)
+    for inside in probs.copy(), probs.copy()[:]:
+        assert fs.cross_entropy_with_grad(z, inside, out=inside) == (loss, inside)
+        np.testing.assert_array_equal(inside, grad)
 
 
 @pytest.mark.parametrize("name", ["class_weight", "sample_weight"])

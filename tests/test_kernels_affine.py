@@ -237,6 +237,9 @@ def test_losses_of_the_head_are_those_of_its_logits(n_out, dtype, rng):
     np.testing.assert_array_equal(losses, expected)
     np.testing.assert_array_equal(fs.linear_cross_entropy(x, weight, targets, bias, **options), expected)
     assert_product(grad_bias, np.ones(200, dtype), grad_logits)
+    probs = fs.softmax(rng.standard_normal((200, n_out)).astype(dtype))
+    expected = fs.cross_entropy(logits, probs, **options)
+    np.testing.assert_array_equal(fs.linear_cross_entropy(x, weight, probs, bias, **options), expected)
 
 
 OPTIONS = ["class_weight", "sample_weight", "label_smoothing", "ignore_index", "reduction"]
