@@ -13,8 +13,8 @@ from .kernels import SMALL
 
 Array = NDArray[Any]
 
-_COST = 5e-4  # microseconds an element: 3e-4 to 12e-4
-SOFT_COST = 5e-4  # microseconds a byte of logits with soft targets: 4e-4 to 13e-4 (Zen 3)
+# Microseconds a byte of one array: where exponentials are taken, 0.8e-4 to 4e-4; where none are; with soft targets.
+COST, LIGHT_COST, SOFT_COST = 1.3e-4, 6e-5, 5e-4
 # How many chunks, and elements of one, 1 to 40 us, or 16 rows: they overlap. Where nothing is added up, two for each thread
 # (softmax, 128 x 1000, float32, two threads: 15.5 us in 16 chunks, 13.2 in four).
 _CHUNKS, _LEAST, _MOST = 16, 1 << 11, 1 << 17
@@ -29,19 +29,20 @@ _ONCE = 7 << 20
 
 
 def over_rows(
-    kernel: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, int], least: int = 1, small: int = SMALL
-) -> None:
+    kernel: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, int], least: int = 1, small: int = SMALL,
+    cost: float = COST,
+) -> None:  # fmt: skip
     """Run ``kernel(*arguments, first, last, job)`` over the rows, in chunks of a multiple of `least` rows."""
     n_rows, n_columns = shape
     work = n_rows * n_columns
     if work <= small or n_rows <= least or (threads := _threads.threads_now()) == 1:
         kernel(*arguments, 0, n_rows, work > SMALL)  # True: without the GIL
     else:
-        _shared(kernel, arguments, shape, least, 2 * threads, threads)
+        _shared(kernel, arguments, shape, least, 2 * threads, threads, cost)
 
 
 def sum_over_rows(
-    kernel: Callable[..., float], arguments: tuple[Any, ...], shape: tuple[int, int], cost: float = _COST
+    kernel: Callable[..., float], arguments: tuple[Any, ...], shape: tuple[int, int], cost: float = COST
 ) -> float:  # fmt: skip
     """The same for a kernel that returns a sum, in chunks that do not depend on the number of threads."""
     n_rows, n_columns = shape
@@ -52,9 +53,10 @@ def sum_over_rows(
 
 def _shared(
     kernel: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, int], least: int, chunks: int, threads: int,
-    cost: float = _COST,
+    cost: float,
 ) -> Any:  # fmt: skip
     """`_threads.run_rows`, what shapes alone decide being remembered: that is 0.3 us of 9 (128 x 1000, two threads)."""
+    cost *= arguments[0].itemsize
     _, job, helpers, takes = _plan(pool := _threads.pool, shape, least, chunks, threads, cost)
     if helpers and not pool.ask(helpers, takes):
         _, job, _, _ = _plan(pool, shape, least, chunks, 1, cost)

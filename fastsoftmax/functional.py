@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _affine, _arrays
 from ._arrays import COMPUTED_IN, FLOAT64, NO_LABELS, NOTHING
 from ._columns import FEW_STRIPS, down_columns, fill_from_rows, to_rows
-from ._rows import SOFT_COST, over_rows, softmax_streams, streams, streams_once, sum_over_rows
+from ._rows import LIGHT_COST, SOFT_COST, over_rows, softmax_streams, streams, streams_once, sum_over_rows
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
 from .kernels import IGNORED, KERNELS, LEAST_INNER, NARROW, SHORT, SMALL, Kernel, build_all, environment
 
@@ -283,7 +283,8 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
             down_columns(name, (grad, result, grad_logits), n_classes, inner)
         else:
             streaming = size > SMALL and streams_once(grad_logits, n_classes, 3) and out is not grad and out is not result
-            over_rows(kernel, (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes))
+            arguments, shape = (grad, result, grad_logits, n_classes, streaming), (size // n_classes, n_classes)
+            over_rows(kernel, arguments, shape, cost=LIGHT_COST)
     except TypeError:  # of two dtypes, not C-contiguous, not aligned, ...
         return None
     return grad_logits
@@ -307,7 +308,7 @@ def _backward(name: str, grad: ArrayLike, result: ArrayLike, axis: Any, out: Any
     direct = _arrays.is_rows(grad_logits, axes, dtype) and _arrays.safe_to_fill(grad_logits, g_rows, y_rows)
     target = grad_logits.reshape(y_rows.shape) if direct else np.empty_like(y_rows)
     streaming = streams_once(target, n_classes, 3) and not _arrays.overlaps(target, g_rows, y_rows)
-    over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape)
+    over_rows(KERNELS[name][dtype], (g_rows, y_rows, target, n_classes, streaming), y_rows.shape, cost=LIGHT_COST)
     if not direct:
         fill_from_rows(grad_logits, target, axes)
     return grad_logits
@@ -618,7 +619,7 @@ def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
     arguments: tuple[Any, ...] = (by_class, by_row, ignore_index, losses)
     if probs.size or smoothing:
         kernel = KERNELS["soft_cross_entropy"][rows.dtype]
-        return sum_over_rows(kernel, (rows, labels, probs, smoothing, *arguments), rows.shape, SOFT_COST * rows.itemsize)
+        return sum_over_rows(kernel, (rows, labels, probs, smoothing, *arguments), rows.shape, SOFT_COST)
     return sum_over_rows(_loss[rows.dtype], (rows, labels, *arguments), rows.shape)
 
 
@@ -740,7 +741,7 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
     arguments: tuple[Any, ...] = (by_class, by_sample, ignore_index, by_row, scale, denominator, losses, grad)
     if probs.size or smoothing:
         kernel = KERNELS["soft_cross_entropy_with_grad"][rows.dtype]
-        return sum_over_rows(kernel, (rows, labels, probs, smoothing, *arguments), rows.shape, SOFT_COST * rows.itemsize)
+        return sum_over_rows(kernel, (rows, labels, probs, smoothing, *arguments), rows.shape, SOFT_COST)
     streaming = streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows)
     return sum_over_rows(_gradient[rows.dtype], (rows, labels, *arguments, streaming), rows.shape)
 
@@ -1029,7 +1030,7 @@ def _elementwise(name: str, inputs: tuple[Array, ...], result: Array) -> Array:
     direct = result.ndim > 0 and _arrays.is_rows(result, whole, dtype)
     direct = direct and all(_arrays.safe_to_fill(result.reshape(-1), a) for a in flat)
     target = result.reshape(-1) if direct else empty(result.size, dtype)
-    over_rows(KERNELS[name][dtype], (*flat, target), (result.size, 1), SMALL)
+    over_rows(KERNELS[name][dtype], (*flat, target), (result.size, 1), SMALL, cost=LIGHT_COST)
     if not direct:
         _arrays.fill(result, target.reshape(result.shape))
     return result
