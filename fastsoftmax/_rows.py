@@ -57,9 +57,9 @@ def _shared(
 ) -> Any:  # fmt: skip
     """`_threads.run_rows`, what shapes alone decide being remembered: that is 0.3 us of 9 (128 x 1000, two threads)."""
     cost *= arguments[0].itemsize
-    _, job, helpers, takes = _plan(pool := _threads.pool, shape, least, chunks, threads, cost)
+    _kept, job, helpers, takes = _plan(pool := _threads.pool, shape, least, chunks, threads, cost)
     if helpers and not pool.ask(helpers, takes):
-        _, job, _, _ = _plan(pool, shape, least, chunks, 1, cost)
+        _kept, job, helpers, takes = _plan(pool, shape, least, chunks, 1, cost)
     return kernel(*arguments, 0, shape[0], job)
 
 

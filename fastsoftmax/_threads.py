@@ -139,9 +139,9 @@ def run_rows(
     of `size_alone` rows if given. Of a kernel that returns a number, what it returns for each chunk is added up, in the order
     of the rows.
     """
-    _, address, helpers = job(pool, n_rows, size, threads_now(), cost)
+    _kept, address, helpers = job(pool, n_rows, size, threads_now(), cost)
     if helpers and not pool.ask(helpers, cost):
-        _, address, _ = job(pool, n_rows, size_alone or size, 1, cost)
+        _kept, address, helpers = job(pool, n_rows, size_alone or size, 1, cost)
     return call(0, n_rows, address)
 
 
