@@ -21,8 +21,9 @@ Array = NDArray[Any]
 THIN = 10  # classes: as many as the thin kernels take
 SMALL_HEAD = 1 << 16  # what `SMALL_PRODUCT` is, of a thin head, whose parts are the same ones always
 CHUNK = 1 << 24  # of a chunk where there are more than two, 150 us
-# Microseconds a multiply-add, for each byte of a number: between Zen 5, and Zen 3, which takes up to twice as long.
-COST, THIN_COST, HEAD_COST = 4e-6, 8e-6, 1.5e-5  # a head does three
+# Microseconds a multiply-add, for each byte of a number; a head does two or three. Zen 5 takes 2e-6, 3e-6 and 6e-6, Zen 3 6e-6
+# to 8e-6, 1.2e-5 and 2.3e-5.
+COST, THIN_COST, HEAD_COST = 4e-6, 8e-6, 1.5e-5
 GRAIN, PANEL = 16, 128  # the least a chunk has of rows, so that tiles are full; of columns, so that copied panels pay
 WIDE = 256  # columns: beyond, the kernel copies panels of weight
 HEAD_BYTES = 8 << 20  # of x and logits that a wide head has in hand at a time: they stay in the last-level cache
