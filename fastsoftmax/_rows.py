@@ -35,11 +35,12 @@ def over_rows(
 ) -> None:  # fmt: skip
     """Run ``kernel(*arguments, first, last, job)`` over the rows, in chunks of a multiple of `least` rows."""
     n_rows, n_columns = shape
-    work = n_rows * n_columns
-    if work <= small or n_rows <= least or (threads := _threads.threads_now()) == 1:
+    work, cost = n_rows * n_columns, cost * arguments[0].itemsize
+    if work <= small or n_rows <= least or (threads := _threads.threads_for(cost * work, n_rows)) == 1:
         kernel(*arguments, 0, n_rows, work > SMALL)  # True: without the GIL
     else:
-        _shared(kernel, arguments, shape, least, 2 * threads, threads, cost)
+        _kept, job = _plan(_threads.pool, shape, least, 2 * threads, threads, cost)
+        kernel(*arguments, 0, n_rows, job)
 
 
 def sum_over_rows(
@@ -47,31 +48,20 @@ def sum_over_rows(
 ) -> float:  # fmt: skip
     """The same for a kernel that returns a sum, in chunks that do not depend on the number of threads."""
     n_rows, n_columns = shape
-    if n_rows * n_columns <= SMALL:
+    work, cost = n_rows * n_columns, cost * arguments[0].itemsize
+    if work <= SMALL:
         return kernel(*arguments, 0, n_rows, 0)
-    return _shared(kernel, arguments, shape, 1, _CHUNKS, _threads.threads_now(), cost)
-
-
-def _shared(
-    kernel: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, int], least: int, chunks: int, threads: int,
-    cost: float,
-) -> Any:  # fmt: skip
-    """`_threads.run_rows`, what shapes alone decide being remembered: that is 0.3 us of 9 (128 x 1000, two threads)."""
-    cost *= arguments[0].itemsize
-    _kept, job, helpers, takes = _plan(pool := _threads.pool, shape, least, chunks, threads, cost)
-    if helpers and not pool.ask(helpers, takes):
-        _kept, job, helpers, takes = _plan(pool, shape, least, chunks, 1, cost)
-    return kernel(*arguments, 0, shape[0], job)
+    _kept, job = _plan(_threads.pool, shape, 1, _CHUNKS, _threads.threads_for(cost * work, n_rows), cost)
+    return kernel(*arguments, 0, n_rows, job)
 
 
 @lru_cache(maxsize=256)
 def _plan(
     pool: _threads.Pool, shape: tuple[int, int], least: int, chunks: int, threads: int, cost: float
-) -> tuple[Any, int, int, float]:  # fmt: skip
-    """What `_threads.job` gives, and about how many microseconds the work takes one thread."""
+) -> tuple[Any, int]:  # fmt: skip
+    """What `_threads.job` gives; what shapes alone decide is remembered: that is 0.3 us of 9 (128 x 1000, two threads)."""
     n_rows, n_columns = shape
-    cost *= n_rows * n_columns
-    return *_threads.job(pool, n_rows, _rows_of_chunk(shape, least, chunks), threads, cost), cost
+    return _threads.job(pool, n_rows, _rows_of_chunk(shape, least, chunks), threads, cost * n_rows * n_columns)
 
 
 def _rows_of_chunk(shape: tuple[int, int], least: int, chunks: int) -> int:

@@ -80,6 +80,12 @@ def threads_now() -> int:
     return threads
 
 
+def threads_for(cost: float, most: int) -> int:
+    """How many, at most `most`, take part in one that takes one thread `cost` microseconds: 1 if nobody will help."""
+    threads = min(threads_now(), most, pool.most + 1)
+    return threads if threads > 1 and pool.ask(threads - 1, cost) else 1
+
+
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
     """Within the ``with`` block, let calls of this thread (or asyncio task) use up to `n` threads.
@@ -139,9 +145,8 @@ def run_rows(
     of `size_alone` rows if given. Of a kernel that returns a number, what it returns for each chunk is added up, in the order
     of the rows.
     """
-    _kept, address, helpers = job(pool, n_rows, size, threads_now(), cost)
-    if helpers and not pool.ask(helpers, cost):
-        _kept, address, helpers = job(pool, n_rows, size_alone or size, 1, cost)
+    threads = threads_for(cost, -(-n_rows // size))
+    _kept, address = job(pool, n_rows, size if threads > 1 else size_alone or size, threads, cost)
     return call(0, n_rows, address)
 
 
@@ -154,16 +159,16 @@ def in_order(numbers: Any) -> float:
 
 
 @lru_cache(maxsize=256)  # a new one takes 3 us
-def job(pool: Pool, n_rows: int, size: int, threads: int, cost: float) -> tuple[Any, int, int]:
-    """The array, to be kept while compiled code reads it, its address, and how many workers may help."""
-    helpers = max(0, min(threads - 1, -(-n_rows // size) - 1, pool.most))
+def job(pool: Pool, n_rows: int, size: int, threads: int, cost: float) -> tuple[Any, int]:
+    """The array of a call on so many threads, to be kept while compiled code reads it, and its address."""
+    helpers = max(0, min(threads, -(-n_rows // size)) - 1)
     fields = {
         JOB_ROWS: size, JOB_BOARD: pool.address if helpers else 0, JOB_HELPERS: helpers,
         JOB_HOLDS: cost < QUICK, JOB_LONG: cost > _LONG,
     }  # fmt: skip
     array = np.zeros(JOB, np.int64)
     array[list(fields)] = list(fields.values())
-    return array, address(array), helpers
+    return array, address(array)
 
 
 def address(array: Any) -> int:
@@ -173,10 +178,11 @@ def address(array: Any) -> int:
 
 # ---- the pool ------------------------------------------------------------------------------------------------------
 # In microseconds. Shorter calls keep the GIL: to hand it over and back costs 5 ms beside a busy Python thread. To wake a
-# sleeping worker costs the caller up to 30, and it comes some 50 later: only for work that takes longer, in one call or in
-# calls that follow each other closely (Zen 3, calls 2 ms apart: softmax, 310 x 1000, float32, alone 340, so 228; all gradients
-# of 128 x 784 x 100: 963, so 697). Long calls look at a clock that takes 0.4.
-QUICK, _WAKING, _CLOSELY, _LONG = 30.0, 150.0, 1000.0, 100.0
+# sleeping worker costs the caller up to 30, and it comes some 50 later: only for work that takes longer, in one call (Zen 3,
+# calls 2 ms apart: softmax, 310 x 1000, float32, alone 340, so 228; all gradients of 128 x 784 x 100: 963, so 697), or in calls
+# that follow each other so closely that it is still awake for the next one (Ice Lake, calls 0.4 ms apart: softmax, 128 x 1000,
+# float32, alone 81, so 95, woken for every third one 251). Long calls look at a clock that takes 0.4.
+QUICK, _WAKING, _CLOSELY, _LONG = 30.0, 150.0, 300.0, 100.0
 
 
 class Pool:

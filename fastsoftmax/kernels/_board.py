@@ -4,7 +4,7 @@ A call with several chunks puts them on the board, works through them itself, an
 the board meanwhile (`pool.serve`) join in. All of that happens with the GIL released: a thread that needs the GIL to begin or
 to end waits for whoever holds it, and one that sleeps takes some 50 us to wake, longer than a chunk.
 
-A worker that has nothing to do looks at the board for some 400 us before it sleeps. It sleeps on a lock of Python's that needs
+A worker that has nothing to do looks at the board for some 300 us before it sleeps. It sleeps on a lock of Python's that needs
 no GIL: one that slept in Python would wake to find the GIL taken again, call after call.
 
 A worker keeps off the caller's processor: the system wakes a thread where its waker runs, and may leave both there for many
