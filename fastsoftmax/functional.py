@@ -1181,6 +1181,8 @@ def _head(
 def warmup(dtypes: Iterable[Any] = ("float32", "float64")) -> None:
     """Compile every kernel, or load it from the disk cache: once half a minute to two a dtype, not seconds at first calls.
 
+    ``python -m fastsoftmax warmup`` does the same on several processors.
+
     Parameters
     ----------
     dtypes : iterable of dtype

@@ -10,6 +10,8 @@ import signal
 import struct
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,10 +90,53 @@ def test_demo_compiles_all_that_training_needs_under_its_progress_bar():
         "from fastsoftmax.kernels import built;"
         "demo.compile_first(); before = set(built()); x, y, *_ = load_digits();"
         "[MLP((100,), scale=1 / 16, dtype=dtype).fit(x[:256], y[:256], epochs=1) for dtype in ('float32', 'float64')];"
-        "print(sorted(set(built()) - before), len(before) - 2 * len(demo.TRAINING))"
+        "print(sorted(set(built()) - before), len(before) - len(demo.NEEDED))"
     )
     out = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert out.splitlines()[-1] == "[] 0"
+
+
+@pytest.mark.parametrize(
+    ("place", "elsewhere"),
+    [
+        ({"FASTSOFTMAX_CACHE_DIR": "cache"}, True),
+        ({"FASTSOFTMAX_CACHE_DIR": "file/cache"}, False),
+        ({"FASTSOFTMAX_CACHE": "0"}, False),
+    ],
+)
+def test_commands_have_kernels_compiled_by_other_processes_if_they_can_be_kept(place, elsewhere, tmp_path):
+    """The one that asked for them then never imports numba."""
+    wanted = [
+        ("relu", "float32"),
+        ("relu", "float64"),
+        ("check_targets", "float32"),
+        ("rewind", "float64"),
+        ("wake", "float32"),
+    ]
+    code = (
+        "import sys; from fastsoftmax._cli.building import build; from fastsoftmax.kernels import built;"
+        f"build({wanted}); print(set({wanted}) <= set(built()), 'numba' not in sys.modules)"
+    )
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "FASTSOFTMAX_NUM_THREADS": "2", **place}
+    out = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path, env=environment)
+    assert out == f"True {elsewhere}\n"
+
+
+@pytest.mark.skipif(not os.path.exists(f"/proc/self/task/{os.getpid()}/children"), reason="the system does not say")
+def test_an_interrupted_command_leaves_no_process_that_compiles(tmp_path):
+    environment = {**os.environ, "FASTSOFTMAX_NUM_THREADS": "2", "FASTSOFTMAX_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "fastsoftmax", "warmup"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as process:
+        started = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        end = time.monotonic() + 60
+        while len(children := started.read_text().split()) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)  # to it alone: a terminal would tell the others, too
+        assert process.wait(20) == 130
+        assert process.stderr.read().endswith("fastsoftmax: interrupted\n")
+    assert len(children) == 2
+    assert not any(Path("/proc", child).exists() for child in children)
 
 
 def test_info(capsys):

@@ -10,27 +10,24 @@ import numpy as np
 from .. import get_num_threads
 from ..datasets import load_digits
 from ..gradcheck import GradientCheck, gradient_check
-from ..kernels import kernel
 from ..models import MLP
 from . import positive
 from .bench import measure
+from .building import TRAINING, build
 from .table import progress, seconds, show
 
 GOOD_ACCURACY = 0.97
-TRAINING = (  # the kernels of an MLP's training steps
-    "check_targets",
-    "gather_bytes",
-    "affine",
-    "linear_cross_entropy",
-    "relu_backward",
-    "affine_grad_weight",
-    "add_thin_parts",
-    "momentum_update",
-    "rewind",
-    "play",
-    "serve",
-    "wake",
+MEASURED = (  # those of what is compared, besides
+    "softmax",
+    "cross_entropy",
+    "cross_entropy_with_grad",
+    "affine_backward",
+    "affine_parts",
+    "add_parts",
+    "gather",
+    "sgd_update",
 )
+NEEDED = [*((name, dtype) for name in TRAINING for dtype in ("float32", "float64")), *((name, "float32") for name in MEASURED)]
 COMPARED = {
     "softmax": "8192x10",
     "cross_entropy_with_grad": "8192x10",
@@ -61,10 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compile_first() -> None:
-    """Build what training needs, under a progress bar: with a cold cache that is most of the time this command takes."""
+    """Build what all of this needs, under a progress bar: with a cold cache that is most of the time this command takes."""
     start = perf_counter()
-    for name, dtype in progress([(name, dtype) for dtype in ("float32", "float64") for name in TRAINING], "compiling"):
-        kernel(name, dtype)
+    build(NEEDED)
     print(f"Kernels ready in {perf_counter() - start:.1f} s (kept on disk for the next time).")
 
 

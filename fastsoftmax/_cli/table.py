@@ -29,8 +29,11 @@ def show(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int
     sys.stdout.flush()
 
 
-def progress(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """`items`, under a progress bar that leaves nothing behind and is not there when nobody looks."""
+def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """`items`, `total` of them if they have no length, under a progress bar that is not there when nobody looks.
+
+    It leaves nothing behind.
+    """
     from tqdm import tqdm
 
-    return iter(tqdm(list(items), desc=what, leave=False, disable=None))
+    return iter(tqdm(list(items) if total is None else items, desc=what, total=total, leave=False, disable=None))

@@ -12,9 +12,12 @@ import numpy as np
 from ..datasets import load_mnist
 from ..models import MLP, History
 from . import fail, positive
+from .building import TRAINING, build
 
 HELD_OUT = 12
 """One training row in so many is kept back for the validation accuracy; the test set is looked at once, at the end."""
+
+NEEDED = (*TRAINING, "affine_parts", "add_parts", "cross_entropy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         return fail(_reason(error))
 
+    if args.hidden:
+        build((name, "float32") for name in NEEDED)
     held_out = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
     model = MLP(args.hidden, scale=1 / 255, n_classes=int(max(y.max(), y_test.max())) + 1, seed=args.seed)
     code = 0

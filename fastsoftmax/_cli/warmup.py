@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from time import perf_counter
 
-from ..kernels import KERNELS, environment, kernel
-from .table import progress
+from ..kernels import KERNELS, environment
+from .building import build
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     start = perf_counter()
     wanted = [(name, dtype) for dtype in args.dtype for name in KERNELS]
-    for name, dtype in progress(wanted, "compiling"):
-        kernel(name, dtype)
+    build(wanted)
     seconds, folder = perf_counter() - start, environment()["cache"]
     print(f"{len(wanted)} kernels ({', '.join(args.dtype)}) ready in {seconds:.1f} s, kept in {folder}")
     return 0

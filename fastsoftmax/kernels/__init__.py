@@ -116,13 +116,27 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
         self.small: Callable[..., Any] = _declined
 
     def __missing__(self, dtype: np.dtype) -> Callable[..., Any]:
-        if self.module in _OF_NO_DTYPE and dtype != _FLOAT64:
-            self[dtype] = self[_FLOAT64]
-            return self[dtype]
         with building():
-            if dtype not in self:  # another thread may have built it while this one waited
-                self[dtype] = self._loaded(dtype) or self._built(dtype)
+            if not self._found(dtype):  # another thread may have built it while this one waited
+                own = self._own(dtype)
+                self[dtype] = self[own] = self._built(own)
         return self[dtype]
+
+    def find(self, dtype: np.dtype) -> bool:
+        """Load the function from the disk if it is there and not built yet; whether there is one now."""
+        with building():
+            return self._found(dtype)
+
+    def _found(self, dtype: np.dtype) -> bool:
+        own = self._own(dtype)
+        if (function := self.get(own) or self._loaded(own)) is None:
+            return False
+        self[dtype] = self[own] = function
+        return True
+
+    def _own(self, dtype: np.dtype) -> np.dtype:
+        """What it is compiled for."""
+        return _FLOAT64 if self.module in _OF_NO_DTYPE else dtype
 
     def _loaded(self, dtype: np.dtype) -> Callable[..., Any] | None:
         """From the disk, if it is there."""
