@@ -81,7 +81,7 @@ def threads_now() -> int:
 
 
 def threads_for(cost: float, most: int) -> int:
-    """How many, at most `most`, take part in one that takes one thread `cost` microseconds: 1 if nobody will help."""
+    """How many, at most `most`, take part in a call that takes one thread `cost` microseconds: 1 if nobody will help."""
     threads = min(threads_now(), most, pool.most + 1)
     return threads if threads > 1 and pool.ask(threads - 1, cost) else 1
 
