@@ -82,8 +82,9 @@ def threads_now() -> int:
 
 def threads_for(cost: float, most: int) -> int:
     """How many, at most `most`, take part in a call that takes one thread `cost` microseconds: 1 if nobody will help."""
-    threads = min(threads_now(), most, pool.most + 1)
-    return threads if threads > 1 and pool.ask(threads - 1, cost) else 1
+    if (threads := threads_now()) > 1 and (threads := min(threads, most, pool.most + 1)) > 1 and pool.ask(threads - 1, cost):
+        return threads
+    return 1
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Kernels built by several processes at once.
 
-Numba compiles on one processor; what another process has compiled lies on the disk (all kernels, two processors: 144 -> 84 s).
+Numba compiles on one processor; what another process has compiled lies on the disk (all kernels, two processors: 144 -> 88 s).
 Only for commands: a library must not start processes, least of all in a program whose `sys.executable` is no Python.
 """
 
@@ -32,7 +32,7 @@ TRAINING = (  # the kernels of an MLP's training steps
     "serve",
     "wake",
 )
-_MOST = 4  # processes: each takes 150 MB, and 10 more for each kernel
+_MOST = 4  # processes: each takes 160 MB, and 10 more for each kernel
 # Kernels of one module and dtype share parts: a process takes them together, by the number that it reads from a pipe of all.
 _COMPILE = """
 import os, sys

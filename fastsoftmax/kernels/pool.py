@@ -43,8 +43,8 @@ from ._layout import (
     WORKER,
 )  # fmt: skip
 
-_LOOKS = 14_000  # 280 us (Ice Lake) to 400 (Zen 3)
-_GLANCE = 128  # looks, 3 to 4 us: how often to see which processor this is
+_LOOKS = 14_000  # 200 to 300 us (Ice Lake), 400 (Zen 3)
+_GLANCE = 128  # looks, 2 to 4 us: how often to see which processor this is
 
 
 @signature(INDEX, INDEX)
