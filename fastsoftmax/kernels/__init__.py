@@ -99,7 +99,7 @@ MODULES: dict[str, str] = {
 }
 
 
-_OF_NO_DTYPE, _FLOAT64 = {"pool", "program"}, np.dtype(np.float64)
+_OF_NO_DTYPE, _FLOAT64 = {"check_targets", "play", "rewind", "serve", "wake"}, np.dtype(np.float64)
 
 
 class Kernel(dict[np.dtype, Callable[..., Any]]):
@@ -136,7 +136,7 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
 
     def _own(self, dtype: np.dtype) -> np.dtype:
         """What it is compiled for."""
-        return _FLOAT64 if self.module in _OF_NO_DTYPE else dtype
+        return _FLOAT64 if self.name in _OF_NO_DTYPE else dtype
 
     def _loaded(self, dtype: np.dtype) -> Callable[..., Any] | None:
         """From the disk, if it is there."""
