@@ -3,7 +3,7 @@
 The callers of `run_rows` cut their work into chunks whose size does not depend on the number of threads, so that results do
 not either. The calling thread works through the chunks itself, and idle workers of the pool help; a worker that wakes too
 late finds nothing left and is not waited for. Chunks are shared inside the compiled code (`kernels._board`); Python only
-starts the workers, and wakes those that sleep if that is worth it: else the call is made alone. No thread is started before
+starts the workers, and has those that sleep woken if that is worth it: else the call is made alone. No thread is started before
 the first call that wants one; none outlives the interpreter; after a fork the child starts a pool of its own.
 """
 
@@ -35,6 +35,7 @@ from .kernels import (
     JOB_ROWS,
     KERNELS,
     UNTIL,
+    WAKES,
     WORKER,
 )
 
@@ -198,26 +199,27 @@ class Pool:
         self.owed, self.asked = 0.0, 0  # microseconds of work that they slept through; when, in nanoseconds
 
     def ask(self, helpers: int, cost: float) -> bool:
-        """See to it that there are that many workers, if there can be, and wake them for work enough; whether any will help.
+        """See to it that there are that many workers, if there can be, and woken for work enough; whether any will help.
 
         A call made alone does without what sharing costs (64 x 784 x 100, float32, in two chunks, each of which copies weight:
         150 -> 179 us).
         """
         if len(self.workers) < helpers:
             self.hire(helpers)
-        awake = self.board.item(AWAKE)
-        if awake >= helpers:
-            return True
-        now = time.monotonic_ns()
-        self.owed = cost + (self.owed if now - self.asked < 1e3 * _CLOSELY else 0.0)
-        self.asked = now
-        if self.owed < _WAKING:
-            return awake > 0
-        self.wake(helpers)
+        if cost < _WAKING:
+            if (awake := self.board.item(AWAKE)) >= helpers:
+                return True
+            now = time.monotonic_ns()
+            self.owed = cost + (self.owed if now - self.asked < 1e3 * _CLOSELY else 0.0)
+            self.asked = now
+            if self.owed < _WAKING:
+                return awake > 0
+        self.owed = 0.0
+        self.board[WAKES] = 1  # the call does it, once its work is there
         return True
 
     def hire(self, helpers: int) -> None:
-        serve = KERNELS["serve"][_FLOAT64]
+        serve, self.wake = (KERNELS[name][_FLOAT64] for name in ("serve", "wake"))  # to compile one later might be too late
         with self.hiring:
             while len(self.workers) < helpers and not self.board[CLOSED]:
                 # Daemons, because the interpreter joins other threads before it runs `dismiss`.
@@ -229,17 +231,12 @@ class Pool:
                     break
                 self.workers.append(worker)
 
-    def wake(self, workers: int) -> None:
-        """Wake those of the first `workers` workers who sleep."""
-        self.owed = 0.0
-        KERNELS["wake"][_FLOAT64](self.address, min(workers, len(self.workers)), 0)
-
     def dismiss(self) -> None:
         with self.hiring:
             self.board[CLOSED] = 1
             workers = self.workers[:]
         while workers:
-            self.wake(len(workers))  # again and again: one may have been about to sleep
+            self.wake(self.address, len(workers), 0)  # again and again: one may have been about to sleep
             workers[-1].join(0.001)
             if not workers[-1].is_alive():
                 workers.pop()

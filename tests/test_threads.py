@@ -20,7 +20,7 @@ import pytest
 import fastsoftmax as fs
 from fastsoftmax import _threads
 from fastsoftmax._threads import run_rows
-from fastsoftmax.kernels import AWAKE, BOARD, FEWER, KERNELS, UNTIL, WORKER
+from fastsoftmax.kernels import AWAKE, BOARD, FEWER, KERNELS, UNTIL, WAKES, WORKER
 from fastsoftmax.kernels._layout import TICKET
 
 
@@ -240,6 +240,52 @@ def test_a_long_call_wakes_workers_at_once(short_calls_alone):
 
 
 @several_processors
+def test_a_worker_that_is_awake_may_sleep_when_a_long_call_begins(short_calls_alone):
+    pool = _threads.pool
+    with fs.num_threads(2):
+        fs.softmax(np.ones((1000, 1000), np.float32))
+        asleep_within(5.0)
+        pool.board[[AWAKE, WAKES]] = 1, 0  # as if it were only about to sleep
+        try:
+            assert pool.ask(1, 10.0)
+            assert not pool.board[WAKES]
+            assert pool.ask(1, 1000.0)
+            assert pool.board[WAKES]
+        finally:
+            pool.board[[AWAKE, WAKES]] = 0
+
+
+def test_a_call_that_is_to_wake_workers_wakes_those_it_is_for():
+    """Three threads stand for workers; each is forbidden the processor of who wakes it."""
+    from numba import njit
+
+    from fastsoftmax.kernels import _board
+    from fastsoftmax.kernels._layout import FORBIDDEN, LOCK, SLEEPS, STATE, THREAD
+
+    new_lock, offer, drop_lock = njit(lambda: _board.new_lock()), njit(_board.offer), njit(lambda lock: _board.drop_lock(lock))
+    board, fields, ended = np.zeros(BOARD + 3 * WORKER, np.int64), np.arange(3) * WORKER + BOARD, threading.Event()
+    threads = [threading.Thread(target=ended.wait) for _ in fields]
+    for thread, own in zip(threads, fields, strict=True):
+        thread.start()
+        board[[own + SLEEPS, own + LOCK, own + THREAD]] = 1, new_lock(), thread.ident
+    try:
+        for wakes, asleep in (0, [1, 1, 1]), (1, [0, 0, 1]), (1, [0, 0, 1]):
+            board[[STATE, WAKES]] = 0, wakes
+            assert offer(_threads.address(board), 0, 0, 2, 0)
+            assert board[fields + SLEEPS].tolist() == asleep
+            assert board[AWAKE] == asleep.count(0)
+            assert board[WAKES] == 0
+        if hasattr(os, "sched_getaffinity"):
+            for thread, forbidden in zip(threads, board[fields + FORBIDDEN] - 1, strict=True):
+                assert forbidden not in os.sched_getaffinity(thread.native_id)
+    finally:
+        ended.set()
+        for thread, own in zip(threads, fields, strict=True):
+            thread.join()
+            drop_lock(board[own + LOCK])
+
+
+@several_processors
 def test_calls_that_do_with_fewer_threads_wake_no_others():
     x = np.random.default_rng(0).standard_normal((2000, 1000))
     with fs.num_threads(2):
@@ -288,28 +334,32 @@ def test_beside_busy_neighbours_calls_come_to_do_with_fewer_threads_for_a_while(
 
 
 def test_how_many_fewer_and_for_how_long():
-    """Times in milliseconds: when a thread says so, how long it was kept, how many fewer then, and until when."""
+    """In milliseconds: how long calls ran undisturbed, when a thread says how long it was kept; how many fewer, until when."""
     from numba import njit
 
     from fastsoftmax.kernels._board import step_back
+    from fastsoftmax.kernels._layout import UNDISTURBED
 
     board = np.zeros(BOARD, np.int64)
     tell = njit(lambda board, time, kept: step_back(board, time, kept))
-    for time_, kept, fewer, until in (
-        (1000, 0.4, 0, 0),  # the system's own small tasks
-        (1000, 3, 1, 1003),
-        (1001, 3, 1, 1003),  # another thread has seen the same
-        (1006, 2, 1, 1012),  # soon again: twice as long
-        (1009, 2, 2, 1015),  # kept even so: twice as many
-        (1014, 1, 4, 1020),
-        (1030, 4, 4, 1042),
-        (1100, 5, 1, 1105),  # something new
+    for undisturbed, time_, kept, fewer, until in (
+        (0, 1000, 0.4, 0, 0),  # the system's own small tasks
+        (0, 1000, 3, 1, 1003),
+        (9, 1001, 3, 1, 1003),  # another thread has seen the same
+        (3, 1016, 6, 1, 1022),  # soon again: as long as it was kept, or twice as long as last time
+        (3, 1026, 2, 1, 1038),
+        (0, 1029, 2, 2, 1041),  # kept even so: twice as many
+        (9, 1034, 1, 4, 1046),
+        (1, 1130, 4, 4, 1154),  # soon again for one who calls seldom
+        (11, 1250, 5, 1, 1255),  # something new
+        (0, 5000, 3000, 1, 6000),  # a second at most
     ):
+        board[UNDISTURBED] += undisturbed * 10**6
         tell(_threads.address(board), time_ * 10**6, int(kept * 1e6))
         assert (board[FEWER], board[UNTIL]) == (fewer, until * 10**6)
     for _ in range(20):
         tell(_threads.address(board), time_ := board[UNTIL] + 10**6, 10**6)
-    assert board[UNTIL] == time_ + 10**9  # a second at most
+    assert board[UNTIL] == time_ + 10**9
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no clock of a thread's own")
@@ -318,7 +368,7 @@ def test_a_call_taken_for_a_short_one_may_be_slow():
     from numba import njit, types
 
     from fastsoftmax.kernels import _board
-    from fastsoftmax.kernels._layout import USED
+    from fastsoftmax.kernels._layout import UNDISTURBED, USED
 
     board = np.zeros(BOARD, np.int64)
     address, offer, take_back = _threads.address(board), njit(_board.offer), njit(_board.take_back)
@@ -338,10 +388,13 @@ def test_a_call_taken_for_a_short_one_may_be_slow():
 
     for function in offer, take_back:  # compiled: that takes longer than calls are watched
         function.compile(tuple([types.int64] * (5 if function is offer else 1)))
+    call(0.1, working=True)
+    assert 10**5 <= board[UNDISTURBED] < 10**6
     call(1, working=False)
     assert board[UNTIL] == 0
     call(1, working=False)
     assert board[UNTIL] > 0
+    assert board[UNDISTURBED] < 10**6
     for _ in range(100):  # other programs may have taken the processor away
         call(1, working=False)
         board[UNTIL] = 0

@@ -36,6 +36,7 @@ from ._layout import (
     SMALL,
     SMALL_PRODUCT,
     UNTIL,
+    WAKES,
     WORKER,
 )  # fmt: skip
 from ._lock import building
@@ -43,7 +44,7 @@ from ._lock import building
 __all__ = [
     "AWAKE", "BOARD", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG",
     "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "LEAST_INNER", "MODULES", "NARROW", "OF_JOB", "RECORD", "SHORT",
-    "SMALL", "SMALL_PRODUCT", "UNTIL", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
+    "SMALL", "SMALL_PRODUCT", "UNTIL", "WAKES", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
 ]  # fmt: skip
 
 # kernel name -> the module of this folder that defines the function of that name.

@@ -5,7 +5,9 @@ the board meanwhile (`pool.serve`) join in. All of that happens with the GIL rel
 to end waits for whoever holds it, and one that sleeps takes some 50 us to wake, longer than a chunk.
 
 A worker that has nothing to do looks at the board for some 300 us before it sleeps. It sleeps on a lock of Python's that needs
-no GIL: one that slept in Python would wake to find the GIL taken again, call after call.
+no GIL: one that slept in Python would wake to find the GIL taken again, call after call. A call wakes it when its work lies on
+the board, not before: where the two processors are one of the host's, who wakes another may stand still until that sleeps again
+(1 ms, one call in a hundred on Ice Lake; in bad minutes one in two, and then each took as long as alone).
 
 A worker keeps off the caller's processor: the system wakes a thread where its waker runs, and may leave both there for many
 calls (1024 x 1000, float32, after a pause: 200 to 850 us, and 300 with one thread). So its waker forbids it that processor,
@@ -31,12 +33,36 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from ._layout import ARGUMENT, BEGUN, CALLER, FEWER, FUNCTION, LIMIT, PERIOD, SINCE, STATE, TICKET, UNTIL, USED, WATCHED
+from ._layout import (
+    ARGUMENT,
+    AWAKE,
+    BEGUN,
+    BOARD,
+    CALLER,
+    FEWER,
+    FORBIDDEN,
+    FUNCTION,
+    LIMIT,
+    LOCK,
+    PERIOD,
+    SINCE,
+    SLEEPS,
+    STATE,
+    THREAD,
+    TICKET,
+    UNDISTURBED,
+    UNTIL,
+    USED,
+    WAKES,
+    WATCHED,
+    WORKER,
+)  # fmt: skip
 
 OPEN, TAKEN = 1 << 40, 1 << 41
 PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
 
-KEPT = 500_000  # nanoseconds without a processor that are more than the system's own small tasks
+KEPT = 500_000  # nanoseconds without a processor that are more than the system's own small tasks take
+_OFTEN = 2  # times as long undisturbed: two threads kept no more often gain more than they lose (beside a neighbour: 5 %)
 _SOON, _LONGEST = 2 * 10**7, 10**9  # nanoseconds after it happened; of doing with fewer at a time
 _MONOTONIC, _OF_THREAD = 1, 3  # Linux's clocks
 
@@ -243,19 +269,33 @@ def fail_if(failed: bool) -> None:
 
 # ---- compiled into every kernel's entry -------------------------------------------------------------------------------
 def offer(board: int, function: int, argument: int, limit: int, long: int) -> bool:
-    """Put function(argument) on the board for up to `limit` workers; whether there was room."""
+    """Put function(argument) on the board for up to `limit` workers, and wake them if asked to; whether there was room."""
     if board == 0 or not replace(at(board, STATE), 0, TAKEN):
         return False
     write(at(board, FUNCTION), function)
     write(at(board, ARGUMENT), argument)
     write(at(board, LIMIT), limit)
-    write(at(board, CALLER), processor())
-    begun = now()
+    here, begun = processor(), now()
+    write(at(board, CALLER), here)
     write(at(board, BEGUN), begun)
     write(at(board, USED), used() if long or begun < read(at(board, WATCHED)) else 0)
     add(at(board, TICKET), 1)
     add(at(board, STATE), OPEN - TAKEN)
+    if replace(at(board, WAKES), 1, 0):
+        wake_off(board, limit, here)
     return True
+
+
+@register_jitable
+def wake_off(board: int, workers: int, here: int) -> None:
+    """Wake those of the first `workers` workers that sleep, off the processor `here`."""
+    for worker in range(workers):
+        own = at(board, BOARD + WORKER * worker)
+        if replace(at(own, SLEEPS), 1, 0):
+            add(at(board, AWAKE), 1)
+            if allow(read(at(own, THREAD)), here, False):
+                write(at(own, FORBIDDEN), here + 1)
+            release(read(at(own, LOCK)))
 
 
 def take_back(board: int) -> None:
@@ -273,11 +313,12 @@ def take_back(board: int) -> None:
             give_way()
     end, used_then = now(), read(at(board, USED))
     took = end - read(at(board, BEGUN))
-    if took > KEPT:
-        if used_then == 0:
-            write(at(board, WATCHED), end + _SOON)
-        else:
-            step_back(board, end, took - (used() - used_then))
+    if took > KEPT and used_then == 0:
+        write(at(board, WATCHED), end + _SOON)
+    else:
+        kept = took - (used() - used_then) if took > KEPT else 0
+        step_back(board, end, kept)
+        add(at(board, UNDISTURBED), took - kept)
     write(at(board, STATE), 0)
 
 
@@ -286,17 +327,20 @@ def step_back(board: int, time: int, kept: int) -> None:
     """Let calls do with fewer workers (`_threads.threads_now`) if one of their threads was kept from a processor for so long.
 
     With one fewer, as long as it was kept; with twice as many fewer if they are kept even so; twice as long as last time if
-    that is soon after it. What happens once costs little, and beside a neighbour that stays it happens once a second.
+    calls have run undisturbed since for less than some times as long as it was kept. Now and then that costs little, and
+    beside a neighbour that stays it happens once a second.
     """
-    if kept > KEPT and time - kept >= read(at(board, SINCE)):  # not what several threads have seen
-        period, until = read(at(board, PERIOD)), read(at(board, UNTIL))
-        if time < until:
-            write(at(board, FEWER), 2 * read(at(board, FEWER)))
-        elif time - until < period + _SOON:
-            period = min(2 * period, _LONGEST)
+    if kept > KEPT and time - kept >= read(at(board, SINCE)):  # not the system's own small tasks, nor what others have seen
+        fewer, period = read(at(board, FEWER)), read(at(board, PERIOD))
+        if time < read(at(board, UNTIL)):
+            fewer *= 2
+        elif read(at(board, UNDISTURBED)) < _OFTEN * kept:
+            fewer, period = max(1, fewer), max(kept, 2 * period)
         else:
-            period = kept
-            write(at(board, FEWER), 1)
+            fewer, period = 1, kept
+        period = min(period, _LONGEST)
+        write(at(board, FEWER), fewer)
         write(at(board, PERIOD), period)
+        write(at(board, UNDISTURBED), 0)
         write(at(board, SINCE), time)
         write(at(board, UNTIL), time + period)

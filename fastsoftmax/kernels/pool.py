@@ -17,12 +17,12 @@ from ._board import (
     pause,
     processor,
     read,
-    release,
     replace,
     step_back,
     this_thread,
     used,
     wait_for,
+    wake_off,
     write,
 )  # fmt: skip
 from ._jit import INDEX, inline, signature
@@ -43,8 +43,8 @@ from ._layout import (
     WORKER,
 )  # fmt: skip
 
-_LOOKS = 14_000  # 200 to 300 us (Ice Lake), 400 (Zen 3)
-_GLANCE = 128  # looks, 2 to 4 us: how often to see which processor this is
+_STAYS, _LOOKS = 300_000, 14_000  # at most so many nanoseconds awake for nothing, or looks: 300 us (Ice Lake), 400 (Zen 3)
+_GLANCE = 128  # looks, 3 us: how often to see what time it is, and which processor
 
 
 @signature(INDEX, INDEX)
@@ -56,6 +56,7 @@ def serve(board, worker):
     add(at(board, AWAKE), 1)
     last, idle = -1, 0
     seen, kept = now(), now() - used()
+    since = seen
     while read(at(board, CLOSED)) == 0:
         ticket, state = read(at(board, TICKET)), read(at(board, STATE))
         if (
@@ -66,20 +67,22 @@ def serve(board, worker):
             leave(board)
             call_at(read(at(board, FUNCTION)), read(at(board, ARGUMENT)), 1)
             add(at(board, STATE), -1)
-            time = now()
-            if time - seen > KEPT:
-                before, kept, seen = kept, time - used(), time
-                step_back(board, time, kept - before)
+            since = now()
+            if since - seen > KEPT:
+                before, kept, seen = kept, since - used(), since
+                step_back(board, since, kept - before)
         pause()
         idle += 1
-        if idle % _GLANCE == 0:
-            leave(board)
-        if idle == _LOOKS:
+        if idle % _GLANCE != 0:
+            continue
+        leave(board)
+        if idle >= _LOOKS or now() - since > _STAYS:
             add(at(board, AWAKE), -1)
             write(at(own, SLEEPS), 1)
             wait_for(lock)
             idle, forbidden = 0, read(at(own, FORBIDDEN))
             seen, kept = now(), now() - used()
+            since = seen
             if forbidden:
                 allow(this_thread(), forbidden - 1, True)
                 write(at(own, FORBIDDEN), 0)
@@ -96,13 +99,5 @@ def leave(board: int) -> None:
 
 @signature(INDEX, INDEX)
 def wake(board, workers):
-    """Wake those of the first `workers` workers that sleep."""
-    here = processor()
-    write(at(board, CALLER), here)
-    for worker in range(workers):
-        own = at(board, BOARD + WORKER * worker)
-        if replace(at(own, SLEEPS), 1, 0):
-            add(at(board, AWAKE), 1)
-            if allow(read(at(own, THREAD)), here, False):
-                write(at(own, FORBIDDEN), here + 1)
-            release(read(at(own, LOCK)))
+    """Wake those of the first `workers` workers that sleep, for no call: to let them end."""
+    wake_off(board, workers, processor())
