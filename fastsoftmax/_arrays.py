@@ -216,7 +216,7 @@ def as_they_are(
 ) -> TypeGuard[tuple[Any, ...]]:  # fmt: skip
     """Whether kernels can write to all arrays of the tuple `out`: no where in doubt, and quick.
 
-    (affine_backward, 128 x 100 x 10: 11.5 us, 16.2 by way of `result_arrays`.)
+    (Of three results: 3.9 us, by way of `result_arrays` 5.5.)
     """
     return type(out) is tuple and len(out) == len(shapes) and all(
         a is shape if a is None else (

@@ -927,9 +927,9 @@ def affine_backward(
     (array([[3., 4.]]), array([[1.],
            [2.]]), array([1.]))
     """
-    if out is None and (
-        (gradients := _layer_backward.small(grad_out, x, weight, need_grad_x)) is not None
-        or (gradients := _small(_layer_backward, grad_out, x, weight, need_grad_x)) is not None
+    if (
+        (gradients := _layer_backward.small(grad_out, x, weight, need_grad_x, out)) is not None
+        or (gradients := _small(_layer_backward, grad_out, x, weight, need_grad_x, out)) is not None
     ):  # fmt: skip
         return gradients
     if (plain := _plain_layer(x, weight, None, grad_out)) and (g := plain[3]) is not None:

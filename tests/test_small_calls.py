@@ -36,7 +36,7 @@ FUNCTIONS = {
     "affine": ("affine", None, lambda z: (z, z[: z.shape[1]].copy(), z[0].copy())),
     "affine_backward": ("affine_backward", None, lambda z: (z, z[::-1].copy(), z[: z.shape[1]].copy())),
 }
-WITHOUT_OUT = {"cross_entropy", "logsumexp", "affine_backward"}
+WITHOUT_OUT = {"cross_entropy", "logsumexp", "affine_backward"}  # the last one has a tuple: by itself below
 WITHOUT_AXIS = {"relu", "relu_backward", "affine", "affine_backward"}
 ROWS_AND_COLUMNS = [(name, k) for name, kernels in FUNCTIONS.items() for k in (0, 1) if kernels[k]]
 
@@ -77,7 +77,7 @@ def small_call(name, k, dtype):
         if name not in WITHOUT_OUT:
             return small(*arguments, out)
         assert out is None
-        return small(*arguments, True) if name == "affine_backward" else small(*arguments)
+        return small(*arguments, True, None) if name == "affine_backward" else small(*arguments)
 
     return function, arrays, call, axis
 
@@ -357,11 +357,11 @@ def test_a_small_layer_without_what_it_need_not_have(dtype):
 
     _, arrays, _, _ = small_call("affine_backward", 0, dtype)
     backward = KERNELS["affine_backward"].small
-    all_three = backward(*arrays, 1)
-    assert backward(*arrays, "") == (None, *[pytest.approx(a, rel=0, abs=0) for a in all_three[1:]])
+    all_three = backward(*arrays, 1, None)
+    assert backward(*arrays, "", None) == (None, *[pytest.approx(a, rel=0, abs=0) for a in all_three[1:]])
     everything = [sys.getrefcount(a) for a in arrays]
     with pytest.raises(OverflowError):
-        backward(*arrays, Undecided())
+        backward(*arrays, Undecided(), None)
     assert [sys.getrefcount(a) for a in arrays] == everything
 
     class Resizing:
@@ -370,7 +370,75 @@ def test_a_small_layer_without_what_it_need_not_have(dtype):
             return True
 
     x = arrays[1].copy()
-    assert backward(arrays[0], x, arrays[2], Resizing()) is None  # it is looked at before the arrays are
+    assert backward(arrays[0], x, arrays[2], Resizing(), None) is None  # it is looked at before the arrays are
+
+
+@pytest.fixture
+def backward(dtype):
+    """(the small call of `affine_backward`, its arrays, places for its results, what they are)"""
+    _, arrays, _, _ = small_call("affine_backward", 0, dtype)
+    with no_small_calls():
+        expected = fs.affine_backward(*arrays)
+    return KERNELS["affine_backward"].small, arrays, tuple(np.full_like(a, 7) for a in expected), expected
+
+
+@pytest.mark.parametrize("given", [(0, 1, 2), (0,), (1,), (2,), (1, 2), ()], ids=str)
+@pytest.mark.parametrize("need_grad_x", [True, False])
+def test_gradients_of_a_small_layer_are_put_where_they_are_wanted(given, need_grad_x, backward):
+    """Those that are given no place come in a new array."""
+    small, arrays, places, expected = backward
+    out = tuple(place if k in given else None for k, place in enumerate(places))
+    result = small(*arrays, need_grad_x, out)
+    if not need_grad_x:
+        if 0 in given:
+            assert result is None
+            assert (places[0] == 7).all()
+            return
+        assert result[0] is None
+        result, expected, out = result[1:], expected[1:], out[1:]
+    assert_same(result, expected)
+    assert all(a is b or b is None for a, b in zip(result, out, strict=True))
+    assert_same(fs.affine_backward(*arrays, need_grad_x=need_grad_x, out=(None,) * (3 - len(out)) + out)[-len(out) :], expected)
+
+
+@pytest.mark.parametrize("kind", [*(kind for kind in ARRAYS if kind != "None"), "read-only", "elsewhere"])
+@pytest.mark.parametrize("k", range(3))
+def test_places_for_the_gradients_of_a_small_layer_that_are_declined(k, kind, backward):
+    small, arrays, places, _ = backward
+    change = {"read-only": read_only, "elsewhere": elsewhere, **ARRAYS}[kind]
+    if k == 2 and kind == "in Fortran's order":
+        pytest.skip("a vector is in every order")
+    assert small(*arrays, True, (*places[:k], change(places[k]), *places[k + 1 :])) is None
+    assert all((place == 7).all() for place in places)
+
+
+def test_a_small_layer_with_places_in_one_another_or_elsewhere_is_declined(dtype, backward):
+    small, arrays, places, expected = backward
+    for out in places[:2], (*places, None), [*places], places[1], 1.0, (1, 2, 3):
+        assert small(*arrays, True, out) is None
+    square = np.arange(9, dtype=dtype).reshape(3, 3).copy()
+    one, two, vector = square.copy(), square.copy(), square[0].copy()
+    assert small(square, one, two, True, (None, None, vector)) is not None
+    for out in (one, None, None), (two, None, None), (square, None, None), (None, two, None), (vector, None, None):
+        assert small(square, one, two, True, out) is None
+    other = square.copy()
+    assert small(square, one, two, True, (other, other, None)) is None
+    for k in range(3):  # which may lie in a result
+        assert small(*arrays[:k], elsewhere(arrays[k]), *arrays[k + 1 :], True, places) is None
+    assert_same(small(*arrays, True, places), expected)
+
+
+def test_places_for_gradients_are_not_kept(backward):
+    small, arrays, places, _ = backward
+    calls = [places, (None, *places[1:]), (*places[:2], None), (*places[:2], read_only(places[2])), places[:2]]
+    watched = [*arrays, *places, None, np.ndarray, arrays[0].dtype]
+    before = [sys.getrefcount(a) for a in watched]
+    for _ in range(1000):
+        for need_grad_x in True, False:
+            for out in calls:
+                small(*arrays, need_grad_x, out)
+    after = [sys.getrefcount(a) for a in watched]
+    assert [b - a < 100 for a, b in zip(before, after, strict=True)] == [True] * len(watched)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 70, 11), (1, 5, 40), (9, 33, 10), (130, 17, 3), (40, 20, 100)], ids=str)
@@ -384,7 +452,7 @@ def test_small_layers_of_all_kinds(shape, dtype, rng):
     for _ in range(2):
         fs.affine(x, weight), fs.affine_backward(grad_out, x, weight)
     assert_same(KERNELS["affine"].small(x, weight, bias, None), out)
-    assert_same(KERNELS["affine_backward"].small(grad_out, x, weight, True), gradients)
+    assert_same(KERNELS["affine_backward"].small(grad_out, x, weight, True, None), gradients)
 
 
 def test_another_dtype_is_small_too_from_its_second_call_on():

@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import binding
 
 # ---- names that kernels refer to, beside functions of Python and of the C library -----------------------------------------
-NDARRAY, INTEGER = "fastsoftmax.ndarray", "fastsoftmax.int"
+NDARRAY, INTEGER, TUPLE = "fastsoftmax.ndarray", "fastsoftmax.int", "fastsoftmax.tuple"
 NEW, SCALAR = "fastsoftmax.new", "fastsoftmax.scalar"
 
 
@@ -33,6 +33,7 @@ def _numpy_function(k: int) -> int:
 for _name, _address in {
     NDARRAY: id(np.ndarray),
     INTEGER: id(int),
+    TUPLE: id(tuple),
     NEW: _numpy_function(93),  # PyArray_New
     SCALAR: _numpy_function(76),  # PyArray_Return
     "_Py_NoneStruct": id(None),

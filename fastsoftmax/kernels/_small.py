@@ -22,7 +22,7 @@ from numba.np.numpy_support import as_dtype
 
 from . import _plans
 from ._arguments import FAILURE, array_value, dimensions, field, leave_if, product, refuse_if, unlike
-from ._linker import INTEGER, NDARRAY, NEW, SCALAR
+from ._linker import INTEGER, NDARRAY, NEW, SCALAR, TUPLE
 from ._part import part
 
 _TYPE = object.__basicsize__ - 8  # where an object has the address of its type
@@ -49,9 +49,9 @@ def _results_of(sig: Any) -> Sequence[Any]:
 
 
 def arguments_of(sig: Any, plan: Plan) -> int:
-    """How many a small call takes: arrays, axis if there is one, and one for its results, if that is asked for."""
-    has_option = bool(_results_of(sig)) and plan is not _plans.a_number_each_row
-    return arrays_of(sig) + _has_axis(plan) + has_option
+    """How many a small call takes: arrays; an axis, or whether grad_x is needed; and `out`. The last two not of all kernels."""
+    has_out = bool(_results_of(sig)) and plan is not _plans.a_number_each_row
+    return arrays_of(sig) + _has_axis(plan) + (plan is _plans.layer_backward) + has_out
 
 
 def small_call(python: Any, sig: Any, plan: Plan, objects: Sequence[Any], declined: ir.Block, end: ir.Block) -> SmallCall:
@@ -262,10 +262,10 @@ class _Layer(SmallCall):
 
 
 class _LayerBackward(SmallCall):
-    """Of grad_out, x, weight, and whether grad_x is needed."""
+    """Of grad_out, x, weight, whether grad_x is needed, and `out`."""
 
     def _facts(self) -> dict[str, Any]:
-        builder, python, (needed,) = self._builder, self._python, self._options
+        builder, python, (needed, out) = self._builder, self._python, self._options
         is_needed = python.object_istrue(needed)  # first: what this runs may do anything to the arrays
         leave_if(builder, builder.icmp_signed("==", is_needed, is_needed.type(-1)), self._end)
         self._no_grad_x = builder.icmp_signed("==", is_needed, is_needed.type(0))
@@ -273,21 +273,42 @@ class _LayerBackward(SmallCall):
         (n_rows, n_out), (as_many, n_in), (inputs, outputs) = (_lengths(builder, obj) for obj in self._arrays)
         self._only_if(*(builder.icmp_signed("==", a, b) for a, b in ((n_rows, as_many), (n_in, inputs), (n_out, outputs))))
         self._only_if(*(builder.icmp_signed("!=", n, _size(0)) for n in (n_rows, n_in, n_out)))
+        (_, of_x), (_, of_weight) = (dimensions(builder, obj) for obj in self._arrays[1:])
+        self._shapes = [(_size(2), of_x), (_size(2), of_weight), (_size(1), builder.gep(of_weight, [_size(1)]))]
+        self._places_given = self._looked_at(out)
         return {"n_rows": n_rows, "n_in": n_in, "n_out": n_out}
 
+    def _looked_at(self, out: Any) -> list[Any]:
+        """The arrays of the tuple `out`, null for each that is to be new."""
+        builder, python = self._builder, self._python
+        places, none = [cgutils.alloca_once_value(builder, _object(None)) for _ in self._shapes], python.borrow_none()
+        with builder.if_then(builder.icmp_unsigned("!=", out, none)):
+            self._only_if(_is_a(builder, out, TUPLE))
+            self._only_if(builder.icmp_signed("==", python.tuple_size(out), _size(len(places))))
+            self._only_if(*(builder.not_(unlike(builder, k, obj, owned=True)) for k, obj in zip(self._kinds, self._arrays)))
+            objects = [python.tuple_getitem(out, k) for k in range(len(places))]
+            for k, (kind, obj, place) in enumerate(zip(self._kinds_of_results, objects, places)):
+                with builder.if_then(builder.icmp_unsigned("!=", obj, none)):
+                    self._only_if(_is_a(builder, obj, NDARRAY))
+                    self._only_if(builder.not_(unlike(builder, kind, obj, owned=True)))
+                    self._only_of_shape(obj, *self._shapes[k])
+                    self._only_if(*(builder.icmp_unsigned("!=", obj, other) for other in (*self._arrays, *objects[:k])))
+                    if k == 0:
+                        self._only_if(builder.not_(self._no_grad_x))
+                    builder.store(obj, place)
+        return [builder.load(place) for place in places]
+
     def _made(self) -> list[Any]:
-        python, builder, (_, x, weight) = self._python, self._builder, self._arrays
-        grad_x = cgutils.alloca_once(builder, _object)
-        (_, of_x), (_, of_weight), (kind, *kinds) = dimensions(builder, x), dimensions(builder, weight), self._kinds_of_results
-        with builder.if_else(self._no_grad_x) as (nothing, new):
-            with nothing:
-                builder.store(python.make_none(), grad_x)
-            with new:
-                builder.store(_new_array(builder, _size(2), of_x, kind), grad_x)
-        of_bias = builder.gep(of_weight, [_size(1)])
-        results = [builder.load(grad_x), *(
-            _new_array(builder, _size(k), shape, kind) for k, shape, kind in zip((2, 1), (of_weight, of_bias), kinds)
-        )]  # fmt: skip
+        python, builder, results, (of_x, *others) = self._python, self._builder, [], self._places_given
+        places = builder.select(self._no_grad_x, python.borrow_none(), of_x), *others
+        for given, shape, kind in zip(places, self._shapes, self._kinds_of_results):
+            result = cgutils.alloca_once_value(builder, given)
+            with builder.if_else(cgutils.is_null(builder, given)) as (new, old):
+                with new:
+                    builder.store(_new_array(builder, *shape, kind), result)
+                with old:
+                    python.incref(given)
+            results.append(builder.load(result))
         no_room = reduce(builder.or_, [cgutils.is_null(builder, obj) for obj in results])
         with builder.if_then(no_room, likely=False):
             for obj in results:
