@@ -717,7 +717,9 @@ def test_the_shorter_way_is_gone(kind, dtype, rng, monkeypatch):
     z = np.ones((30, 10), dtype)
     targets = targets_for(z, kind, rng)
     monkeypatch.setattr(fs.functional, "_loss_problem", None)
-    for options in {}, {name: LOSS_OPTIONS[name] for name in ("class_weight", "sample_weight")}, LOSS_OPTIONS:
+    weights = {name: LOSS_OPTIONS[name] for name in ("class_weight", "sample_weight")}
+    singles = {name: a.astype(np.float32) for name, a in weights.items()}
+    for options in {}, weights, singles, LOSS_OPTIONS, LOSS_OPTIONS | singles:
         fs.cross_entropy(z, targets, **options)
         fs.cross_entropy_with_grad(z, targets, out=np.empty_like(z), **options)
 
@@ -750,6 +752,20 @@ def test_weights_that_do_not_fit(name, wrong, dtype):
     for function in fs.cross_entropy, fs.cross_entropy_with_grad:
         with pytest.raises((TypeError, ValueError), match=name):
             function(z, labels, **{name: wrong})
+
+
+@pytest.mark.parametrize("kind", ["f4", ">f4", "f2", "i8", "strided f4"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_weights_of_other_types(label_smoothing, kind, dtype, rng):
+    """They are taken for what they are, in float64."""
+    z, labels = rng.standard_normal((20, 10)).astype(dtype), rng.integers(0, 10, 20)
+    for name, n in ("class_weight", 10), ("sample_weight", 20):
+        weights = (rng.random(2 * n) * 9 + 1).astype(kind.split()[-1])
+        weights = weights[::2] if "strided" in kind else weights[:n].copy()
+        loss, grad = fs.cross_entropy_with_grad(z, labels, **{name: weights}, label_smoothing=label_smoothing)
+        exact = {name: weights.astype(np.float64), "label_smoothing": label_smoothing}
+        assert loss == fs.cross_entropy(z, labels, **{**exact, name: weights}) == fs.cross_entropy(z, labels, **exact)
+        np.testing.assert_array_equal(grad, fs.cross_entropy_with_grad(z, labels, **exact)[1])
 
 
 @pytest.mark.parametrize(("name", "n"), [("class_weight", 40), ("sample_weight", 1000)])
