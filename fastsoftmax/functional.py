@@ -57,12 +57,15 @@ _SHARP, _MEAN = 0.0, "mean"  # options left out, likewise
 def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     """A kernel (rows in, rows out) along the axes of an array of any layout."""
     x = _arrays.floats(logits, "logits")
-    axes = _arrays.axes_of(axis, x.ndim)
+    axes, dtype = _arrays.axes_of(axis, x.ndim), COMPUTED_IN[x.dtype]
+    if out is None and x.size and axes == (x.ndim - 1,):
+        rows = _arrays.contiguous(x, dtype)  # a copy is where the result may be, too
+        if (result := _as_it_lies(name, rows, _LAST, None if rows is x else rows)) is not None:
+            return _arrays.cast(result, x.dtype)
     n_classes = _arrays.classes_along(x.shape, axes, "logits")
     result = _arrays.result_array(out, x.shape, x.dtype)
     if x.size == 0:
         return result
-    dtype = COMPUTED_IN[x.dtype]
     if _arrays.is_columns(x, axes, dtype) and _arrays.is_columns(result, axes, dtype) and (
         out is None or _arrays.safe_to_fill(result, x)
     ):
@@ -241,10 +244,11 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     >>> float(logsumexp([1000.0, 1000.0]))
     1000.6931471805599
     """
-    if not keepdims and (
-        (lse := _lse.small(logits, axis)) is not None or (lse := _small(_lse, logits, axis)) is not None
-    ):  # fmt: skip
-        return lse
+    if (lse := _lse.small(logits, axis)) is not None or (lse := _small(_lse, logits, axis)) is not None:
+        if not keepdims:
+            return lse
+        shape = np.shape(logits)
+        return np.reshape(lse, (1,) * len(shape) if axis is None else (*shape[:-1], 1))
     x = _arrays.floats(logits, "logits")
     axes = _arrays.axes_of(axis, x.ndim)
     n_classes = math.prod(x.shape[k] for k in axes)

@@ -340,6 +340,33 @@ def test_nothing_is_kept(small):
     assert after[1] - before[1] < 1000  # bytes; one array each time were 200 times as many
 
 
+@pytest.mark.parametrize("shape", [(6, 9), (54,), (2, 3, 9), (1, 1)], ids=str)
+def test_dimensions_that_are_kept(shape, dtype):
+    z = np.random.default_rng(1).standard_normal(shape).astype(dtype)
+    for axis in (-1, z.ndim - 1, None):
+        with no_small_calls():
+            expected = fs.logsumexp(z, axis, keepdims=True)
+        for _ in range(2):
+            assert_same(fs.logsumexp(z, axis, keepdims=True), expected)
+
+
+@pytest.mark.parametrize(
+    "kind", ["not contiguous", "in Fortran's order", "misaligned", "the other byte order", "half", "a list"]
+)
+@pytest.mark.parametrize("n_rows", [24, 2000])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_arrays_that_are_copied_are_so_once(name, n_rows, kind, dtype, monkeypatch):
+    """The result is where the copy was; what was given stays."""
+    function, z = getattr(fs, name), np.random.default_rng(1).standard_normal((n_rows, 10)).astype(dtype)
+    z, given = z.astype(np.float16).astype(dtype) if kind == "half" else z, ARRAYS[kind](z)
+    computed_in = {"half": np.float32, "a list": np.float64}.get(kind, dtype)
+    expected = function(z.astype(computed_in)).astype(np.asarray(given).dtype.newbyteorder("="))
+    monkeypatch.setattr(fs.functional, "to_rows", None)
+    assert_same(function(given), expected)
+    assert_same(function(given, 1), expected)
+    np.testing.assert_array_equal(given, z)
+
+
 class Undecided:
     """Neither true nor false."""
 
