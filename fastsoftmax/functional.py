@@ -24,7 +24,7 @@ from ._arrays import COMPUTED_IN, FLOAT64, NO_LABELS, NOTHING
 from ._columns import FEW_STRIPS, down_columns, fill_from_rows, to_rows
 from ._rows import LIGHT_COST, SOFT_COST, over_rows, softmax_streams, streams, streams_once, sum_over_rows
 from ._threads import get_num_threads, in_order, num_threads, set_num_threads
-from .kernels import IGNORED, KERNELS, LEAST_INNER, NARROW, SHORT, SMALL, Kernel, build_all, environment
+from .kernels import BY_WIDTH, IGNORED, KERNELS, LEAST_INNER, NARROW, SHORT, SMALL, ByWidth, Kernel, build_all, environment
 
 __all__ = [
     "affine", "affine_backward", "cross_entropy", "cross_entropy_grad_hess", "cross_entropy_with_grad",
@@ -36,13 +36,13 @@ __all__ = [
 Array = NDArray[Any]
 Reduction = Literal["mean", "sum", "none"]
 
-_softmax, _log_softmax, _lse = KERNELS["softmax"], KERNELS["log_softmax"], KERNELS["logsumexp"]
+_softmax, _log_softmax, _lse = BY_WIDTH["softmax"], BY_WIDTH["log_softmax"], BY_WIDTH["logsumexp"]
 _softmax_down, _log_softmax_down = KERNELS["softmax_columns"], KERNELS["log_softmax_columns"]
 _softmax_backward, _softmax_backward_down = KERNELS["softmax_backward"], KERNELS["softmax_backward_columns"]
 _log_softmax_backward, _log_softmax_backward_down = KERNELS["log_softmax_backward"], KERNELS["log_softmax_backward_columns"]
-_check_targets, _loss, _gradient = (KERNELS[name] for name in ("check_targets", "cross_entropy", "cross_entropy_with_grad"))
+_check_targets, _loss, _gradient = KERNELS["check_targets"], BY_WIDTH["cross_entropy"], BY_WIDTH["cross_entropy_with_grad"]
 _loss_down, _gradient_down = KERNELS["cross_entropy_columns"], KERNELS["cross_entropy_with_grad_columns"]
-_mean, _mean_and_gradient = KERNELS["mean_cross_entropy"], KERNELS["mean_cross_entropy_with_grad"]
+_mean, _mean_and_gradient = BY_WIDTH["mean_cross_entropy"], BY_WIDTH["mean_cross_entropy_with_grad"]
 _layer, _layer_backward = KERNELS["affine"], KERNELS["affine_backward"]
 _relu, _relu_backward = KERNELS["relu"], KERNELS["relu_backward"]
 _INT64 = np.dtype(np.int64)
@@ -75,7 +75,7 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     rows = to_rows(x, axes, n_classes, dtype)
     direct = _arrays.is_rows(result, axes, dtype) and (out is None or _arrays.safe_to_fill(result, rows))
     target = result.reshape(rows.shape) if direct else np.empty_like(rows)
-    kernel = KERNELS[name][dtype]
+    kernel = BY_WIDTH[name].of(dtype, n_classes)
     streaming = _streams(name, target, n_classes) and (out is None or not np.may_share_memory(target, rows))
     over_rows(kernel, (rows, target, n_classes, streaming), rows.shape)
     if not direct:
@@ -95,11 +95,11 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
     if axis is _SECOND and len(shape) == 2:
         axis = _LAST
     if axis is None or axis is _LAST or (axis is _FIRST and size == shape[0]):
-        kernel, how = KERNELS[name].latest(dtype := logits.dtype), False
-        n_classes = size if axis is None else shape[axis]
-        n_rows = size // n_classes
+        n_classes, how = size if axis is None else shape[axis], False
+        kernel, n_rows = BY_WIDTH[name].latest(dtype := logits.dtype, n_classes), size // n_classes
     elif axis is _FIRST and (inner := size // shape[0]) >= LEAST_INNER:
-        kernel, n_classes, how = KERNELS[name + "_columns"].latest(dtype := logits.dtype), shape[0], inner
+        n_classes, how = shape[0], inner
+        kernel = KERNELS[name + "_columns"].latest(dtype := logits.dtype, n_classes)
         n_rows = -(-inner // (64 // logits.itemsize))
     else:
         return None
@@ -119,11 +119,12 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
     return result
 
 
-def _small(kernel: Kernel, logits: Any, *arguments: Any) -> Any:
-    """A small call, if it is the kernel's first one of that dtype, or after another dtype's."""
-    if type(logits) is not ndarray or logits.dtype not in _NONE or not 0 < logits.size <= SMALL:
+def _small(kernel: Kernel | ByWidth, logits: Any, *arguments: Any) -> Any:
+    """A small call, if it is the kernel's first one of that dtype and as many classes, or after another such one's."""
+    if type(logits) is not ndarray or logits.dtype not in _NONE or not 0 < logits.size <= SMALL or not logits.ndim:
         return None
-    function = kernel[logits.dtype]
+    axis = arguments[0] if type(arguments[0]) is int and -logits.ndim <= arguments[0] < logits.ndim else -1
+    function = kernel.of(logits.dtype, logits.size if arguments[0] is None else logits.shape[axis])
     if function is kernel.small:  # has been tried
         return None
     kernel.small = function
@@ -257,7 +258,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
     lead = _arrays.lead_shape(x.shape, axes)
     values = empty(math.prod(lead), dtype)
     if x.size:
-        over_rows(_lse[dtype], (rows, values, n_classes), rows.shape)
+        over_rows(_lse.of(dtype, n_classes), (rows, values, n_classes), rows.shape)
     else:
         values.fill(-np.inf)
     shape = tuple(1 if k in axes else s for k, s in enumerate(x.shape)) if keepdims else lead
@@ -274,9 +275,9 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
     if axis is _SECOND and len(shape) == 2:
         axis = _LAST
     if axis is None or axis is _LAST or (axis is _FIRST and size == shape[0]):
-        kernel, inner = KERNELS[name].latest(dtype := grad.dtype), 1
+        kernel, inner = KERNELS[name].latest(dtype := grad.dtype, 0), 1
     elif axis is _FIRST and (inner := size // shape[0]) >= LEAST_INNER:
-        kernel = KERNELS[name + "_columns"].latest(dtype := grad.dtype)
+        kernel = KERNELS[name + "_columns"].latest(dtype := grad.dtype, 0)
     else:
         return None
     if kernel is None:
@@ -553,7 +554,7 @@ def cross_entropy(
     sample_weight : array_like, optional
         Factor for each row, of logits' shape without `axis`.
     ignore_index : int, default: -100
-        Rows with this index contribute exactly 0 to loss and gradient, even if they hold NaN. Not for probabilities.
+        ByWidth with this index contribute exactly 0 to loss and gradient, even if they hold NaN. Not for probabilities.
     label_smoothing : float in [0, 1], default: 0.0
         e: the target becomes ``(1 - e) * target + e / n_classes``.
     reduction : "mean", "sum" or "none"; default: "mean"
@@ -603,17 +604,15 @@ def cross_entropy(
         )) is not None
     ):  # fmt: skip
         labels, probs, by_class, by_row, denominator = plain
-        kernel, losses = (_loss if axis is _LAST else _loss_down)[dtype], _NONE[dtype]
-        if reduction == "none":
-            losses = empty(shape[0], dtype)
+        losses = empty(shape[0], dtype) if reduction == "none" else _NONE[dtype]
         try:
             if label_smoothing or probs is not None:
                 loss = _loss_of(plain, dtype, ignore_index, label_smoothing, reduction)
                 total = _total_loss(logits, loss, losses)
-            elif size <= SMALL:
-                total = kernel(logits, labels, by_class, by_row, ignore_index, losses, 0, shape[0], 0)
             else:
-                total = sum_over_rows(kernel, (logits, labels, by_class, by_row, ignore_index, losses), shape)
+                kernel = (_loss if axis is _LAST else _loss_down).of(dtype, shape[1])
+                given = logits, labels, by_class, by_row, ignore_index, losses
+                total = kernel(*given, 0, shape[0], 0) if size <= SMALL else sum_over_rows(kernel, given, shape)
             return _reduced(reduction, total, denominator, losses)
         except TypeError:  # not C-contiguous, not aligned
             pass
@@ -629,7 +628,7 @@ def _total_loss(rows: Array, loss: _Loss, losses: Array) -> float:
     if probs.size or smoothing:
         kernel = KERNELS["soft_cross_entropy"][rows.dtype]
         return sum_over_rows(kernel, (rows, labels, probs, smoothing, *arguments), rows.shape, SOFT_COST)
-    return sum_over_rows(_loss[rows.dtype], (rows, labels, *arguments), rows.shape)
+    return sum_over_rows(_loss.of(rows.dtype, rows.shape[1]), (rows, labels, *arguments), rows.shape)
 
 
 def cross_entropy_with_grad(
@@ -718,7 +717,8 @@ def cross_entropy_with_grad(
             else:
                 given = logits, labels, by_class, by_row, ignore_index, NOTHING, 1.0, divisor, losses, grad
                 if axis is _LAST:
-                    total = sum_over_rows(_gradient[dtype], (*given, streams(grad, shape[1]) and grad is not logits), shape)
+                    streaming = streams(grad, shape[1]) and grad is not logits
+                    total = sum_over_rows(_gradient.of(dtype, shape[1]), (*given, streaming), shape)
                 else:
                     total = sum_over_rows(_gradient_down[dtype], given, shape)
             return _reduced(reduction, total, denominator, losses), grad
@@ -752,7 +752,7 @@ def _fill_gradient(rows: Array, loss: _Loss, scale: float, by_row: Array, losses
         kernel = KERNELS["soft_cross_entropy_with_grad"][rows.dtype]
         return sum_over_rows(kernel, (rows, labels, probs, smoothing, *arguments), rows.shape, SOFT_COST)
     streaming = streams(grad, rows.shape[1]) and not np.may_share_memory(grad, rows)
-    return sum_over_rows(_gradient[rows.dtype], (rows, labels, *arguments, streaming), rows.shape)
+    return sum_over_rows(_gradient.of(rows.dtype, rows.shape[1]), (rows, labels, *arguments, streaming), rows.shape)
 
 
 def cross_entropy_grad_hess(

@@ -14,7 +14,7 @@ from guard_pages import COLUMNS, FEW, LARGE, ROWS
 from tolerance import assert_same_bits
 
 import fastsoftmax as fs
-from fastsoftmax.kernels import KERNELS, _narrow
+from fastsoftmax.kernels import BY_WIDTH, KERNELS, _narrow
 
 CALLS = 150_640  # of the slow run: 35 calls, 538 sizes, 2 dtypes, 2 ends, small arrays and as if large
 
@@ -136,7 +136,7 @@ OUT_OF_BOUNDS = """
     for job in (0, 1):  # with the GIL, and without
         logits, lse = np.zeros((2, 100)), np.full(2, 7.0)
         try:
-            KERNELS["logsumexp"][np.dtype("f8")](logits, lse[:1], 100, 0, 2, job)
+            KERNELS["logsumexp_wide"][np.dtype("f8")](logits, lse[:1], 100, 0, 2, job)
             print("not checked", lse[1] != 7)
         except RuntimeError as error:
             print(error)
@@ -181,7 +181,7 @@ def test_streamed_rows_wherever_they_lie_in_a_page(n_classes, dtype, rng):
             "log_softmax": (logits, out, n_classes, True),
             "cross_entropy_with_grad": (logits, labels, none, none, -100, none, 1.0, 1.0, out[0, :0], out, True),
         }.items():
-            KERNELS[name][dtype](*arguments, 0, n_rows, 0)
+            BY_WIDTH[name].wide[dtype](*arguments, 0, n_rows, 0)
             assert_same_bits(out, expected[name], label=f"{name}, {at} elements into the page")
         assert (room[:at] == 7).all()
         assert (room[at + logits.size :] == 7).all()
@@ -205,12 +205,13 @@ def test_a_kernel_writes_its_rows_and_no_others(n_classes, first, last, dtype, r
         "softmax_hessian": (logits, none, 1.0, out),
     }.items():
         out[...] = before
-        KERNELS[name][dtype](*arguments, first, last, 0)
+        kernel = BY_WIDTH[name].of(dtype, n_classes) if name in BY_WIDTH else KERNELS[name][dtype]
+        kernel(*arguments, first, last, 0)
         _only_rows(out, first, last, name)
-    KERNELS["logsumexp"][dtype](logits, lse, n_classes, first, last, 0)
+    BY_WIDTH["logsumexp"].of(dtype, n_classes)(logits, lse, n_classes, first, last, 0)
     _only_rows(lse, first, last, "logsumexp")
     losses, grad = before[:, 0].copy(), before.copy()
-    KERNELS["cross_entropy_with_grad"][dtype](
+    BY_WIDTH["cross_entropy_with_grad"].of(dtype, n_classes)(
         logits, labels, none, none, -100, none, 1.0, 1.0, losses, grad, False, first, last, 0
     )
     _only_rows(losses, first, last, "losses")

@@ -15,7 +15,7 @@ from functools import cache
 
 import pytest
 
-from fastsoftmax.kernels import KERNELS
+from fastsoftmax.kernels import BY_WIDTH, KERNELS
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly"),
@@ -32,9 +32,8 @@ for name in names:
     Path(folder, name).write_text(_jit.compiled(getattr(module, name), dtype).get_asm_str())
 """
 ROW_KERNELS = [
-    "softmax", "log_softmax", "logsumexp", "exp", "cross_entropy", "cross_entropy_with_grad", "mean_cross_entropy",
-    "mean_cross_entropy_with_grad", "soft_cross_entropy", "soft_cross_entropy_with_grad", "softmax_backward",
-    "log_softmax_backward", "softmax_hessian",
+    *(f"{name}_{form}" for name in BY_WIDTH for form in ("narrow", "wide")),
+    "exp", "soft_cross_entropy", "soft_cross_entropy_with_grad", "softmax_backward", "log_softmax_backward", "softmax_hessian",
     "affine", "affine_backward", "affine_parts", "add_parts", "affine_grad_weight", "thin_grad_weight", "add_thin_parts",
     "linear_cross_entropy", "sgd_update", "momentum_update", "adam_update", "softmax_columns", "log_softmax_columns",
     "softmax_backward_columns", "log_softmax_backward_columns", "cross_entropy_columns", "cross_entropy_with_grad_columns",
@@ -56,9 +55,12 @@ OTHERS = {
 }
 # Loops in scalars that are meant to be, for they do not run over the elements of every row.
 SCALAR_LOOPS = {
-    "logsumexp": "looks for a NaN in a row whose sum came out as one",
-    "cross_entropy": "weights: one number a row",
-    "cross_entropy_with_grad": "weights: one number a row",
+    "logsumexp_narrow": "looks for a NaN in a row whose sum came out as one",
+    "logsumexp_wide": "looks for a NaN in a row whose sum came out as one",
+    "cross_entropy_narrow": "weights: one number a row",
+    "cross_entropy_wide": "weights: one number a row",
+    "cross_entropy_with_grad_narrow": "weights: one number a row",
+    "cross_entropy_with_grad_wide": "weights: one number a row",
     "cross_entropy_columns": "weights: one number a column",
     "cross_entropy_with_grad_columns": "weights: one number a column",
     "soft_cross_entropy": "weights: one number a row or a class",
@@ -108,7 +110,8 @@ def check(kernel, dtype, text):
 
 
 def test_softmax_of_float32(tmp_path):
-    check("softmax", "float32", assemblies(tmp_path, "float32", "softmax")["softmax"])
+    for name, text in assemblies(tmp_path, "float32", "softmax_narrow", "softmax_wide").items():
+        check(name, "float32", text)
 
 
 def test_every_kernel_is_looked_at_or_excused():
@@ -138,10 +141,10 @@ made, add_module = [], JitEngine.add_module
 JitEngine.add_module = lambda engine, module: made.append(module.name) or add_module(engine, module)
 import inspect
 from fastsoftmax.kernels import kernel
-kernel("softmax", "float32")
+kernel("softmax_wide", "float32")
 from fastsoftmax.kernels import _math, _narrow, _wide, softmax
 helpers = {name for module in (_math, _narrow, _wide, softmax) for name, _ in inspect.getmembers(module, inspect.isfunction)}
-print("softmax_float32" in made, len(helpers) > 20, sorted(helpers & set(made)))
+print("softmax_wide_float32" in made, len(helpers) > 20, sorted(helpers & set(made)))
 """
     environment = {**os.environ, "FASTSOFTMAX_CACHE_DIR": str(tmp_path)}
     text = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)

@@ -12,10 +12,13 @@ import pytest
 from long_way import no_small_calls
 
 import fastsoftmax as fs
-from fastsoftmax.kernels import KERNELS, SHORT, SMALL, SMALL_PRODUCT
+from fastsoftmax.kernels import BY_WIDTH, KERNELS, NARROW, NARROW32, SHORT, SMALL, SMALL_PRODUCT
 
 Z = np.random.default_rng(0).standard_normal((24, 10))
 T = np.arange(24) % 10
+
+
+BY_NAME = KERNELS | BY_WIDTH
 
 
 class Subclass(np.ndarray):
@@ -68,7 +71,7 @@ def small_call(name, k, dtype):
 
     for _ in range(2):  # built, and asked for
         function(*arrays, axis=axis)
-    small = KERNELS[FUNCTIONS[name][k]].small
+    small = BY_NAME[FUNCTIONS[name][k]].small
 
     def call(*arguments):
         *arguments, axis, out = arguments
@@ -126,7 +129,7 @@ def test_one_row_along_the_first_axis(name, shape, dtype):
     getattr(fs, name)(*arrays)
     getattr(fs, name)(*arrays)
     for axis in (0, -z.ndim):
-        assert_same(KERNELS[name].small(*arrays, axis, None), expected)
+        assert_same(BY_NAME[name].small(*arrays, axis, None), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 10), (10,), (2, 3, 10), (1, 1, 1, 9), (3, 1)], ids=str)
@@ -138,8 +141,8 @@ def test_any_number_of_dimensions(shape, dtype):
         with no_small_calls():
             expected = fs.softmax(z, axis), fs.logsumexp(z, axis)
         fs.softmax(z, -1)
-        assert_same(KERNELS["softmax"].small(z, axis, None), expected[0])
-        assert_same(KERNELS["logsumexp"].small(z, axis), expected[1])
+        assert_same(BY_WIDTH["softmax"].small(z, axis, None), expected[0])
+        assert_same(BY_WIDTH["logsumexp"].small(z, axis), expected[1])
 
 
 def test_in_place(filling):
@@ -231,11 +234,11 @@ def test_all_axes_at_once(name, shape, dtype, monkeypatch):
     function = getattr(fs, name)
     with no_small_calls():
         expected = function(*arrays, axis=None)
-    monkeypatch.setattr(KERNELS[name], "small", lambda *arguments: None)
+    monkeypatch.setattr(BY_NAME[name], "small", lambda *arguments: None)
     for _ in range(2):
         assert_same(function(*arrays, axis=None), expected)
     out = () if name in WITHOUT_OUT else (None,)
-    result = KERNELS[name].small(*arrays, None, *out)
+    result = BY_NAME[name].small(*arrays, None, *out)
     assert_same(result, expected)
     assert np.shape(result) == np.shape(expected)
 
@@ -292,7 +295,7 @@ def test_labels_to_be_looked_at_more_closely_are_declined(targets, dtype):
     fs.cross_entropy_with_grad(z, np.array([1, 2]))
     out = np.full_like(z, 7)
     fs.cross_entropy(z, np.array([1, 2]))
-    call, loss_alone = KERNELS["mean_cross_entropy_with_grad"].small, KERNELS["mean_cross_entropy"].small
+    call, loss_alone = BY_WIDTH["mean_cross_entropy_with_grad"].small, BY_WIDTH["mean_cross_entropy"].small
     assert call(z, np.array([1, -100]), -1, None) is not None
     assert loss_alone(z, np.array([1, -100]), -1) is not None
     for given in None, out:
@@ -338,6 +341,24 @@ def test_nothing_is_kept(small):
         gc.unfreeze()
     assert after[0] == before[0]
     assert after[1] - before[1] < 1000  # bytes; one array each time were 200 times as many
+
+
+@pytest.mark.parametrize("name", [name for name in BY_WIDTH if not name.startswith("cross_entropy")])
+def test_rows_of_few_and_of_many_classes(name, dtype):
+    """Each kernel declines the other's rows, and the one that was used last is tried first."""
+    rows, public = BY_WIDTH[name], name.removeprefix("mean_")
+    least = NARROW32 if "cross_entropy" not in name and dtype == np.float32 else NARROW
+    for n in (least - 1, least, least + 1, least - 1, 10):
+        arrays = FUNCTIONS[public][2](np.random.default_rng(n).standard_normal((5, n)).astype(dtype))
+        with no_small_calls():
+            expected = getattr(fs, public)(*arrays)
+        out = () if public in WITHOUT_OUT else (None,)
+        own, other = (rows.narrow, rows.wide) if n < least else (rows.wide, rows.narrow)
+        assert_same(own[dtype](*arrays, -1, *out), expected)
+        assert other[dtype](*arrays, -1, *out) is None
+        for _ in range(2):
+            assert_same(getattr(fs, public)(*arrays), expected)
+        assert rows.small is own[dtype]
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (54,), (2, 3, 9), (1, 1)], ids=str)
@@ -487,17 +508,17 @@ def test_another_dtype_is_small_too_from_its_second_call_on():
         z = Z.astype(dtype)
         fs.softmax(z)
         fs.softmax(z)
-        assert KERNELS["softmax"].small(z, -1, None).dtype == dtype
+        assert BY_WIDTH["softmax"].small(z, -1, None).dtype == dtype
 
 
 @pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3, 4), (1,) * 12], ids=len)
 def test_an_entry_says_how_many_arguments_it_takes(arguments):
-    with pytest.raises(TypeError, match="softmax_float64 takes 7 arguments"):
-        KERNELS["softmax"][np.dtype(np.float64)](*arguments)
+    with pytest.raises(TypeError, match="softmax_narrow_float64 takes 7 arguments"):
+        KERNELS["softmax_narrow"][np.dtype(np.float64)](*arguments)
 
 
 @pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3, 4, 5, 6)], ids=len)
-@pytest.mark.parametrize(("name", "n"), [("mean_cross_entropy", 3), ("mean_cross_entropy_with_grad", 4)])
+@pytest.mark.parametrize(("name", "n"), [("mean_cross_entropy_narrow", 3), ("mean_cross_entropy_with_grad_wide", 4)])
 def test_so_does_one_for_small_calls_alone(name, n, arguments):
     with pytest.raises(TypeError, match=f"{name}_float64 takes {n} arguments"):
         KERNELS[name][np.dtype(np.float64)](*arguments)

@@ -1,8 +1,8 @@
 """The compiled kernels, built at first use.
 
-``kernel("softmax", dtype)`` returns a compiled function. Nothing here imports numba until a kernel has to be compiled: those
-that lie on the disk need llvmlite alone (`_linker`), and ``import fastsoftmax`` costs what NumPy costs. A new kernel is one
-function in a module of this folder and one entry in `MODULES`.
+``kernel("softmax_narrow", dtype)`` returns a compiled function. Nothing here imports numba until a kernel has to be compiled:
+those that lie on the disk need llvmlite alone (`_linker`), and ``import fastsoftmax`` costs what NumPy costs. A new kernel is
+one function in a module of this folder and one entry in `MODULES`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ._layout import (
     JOB_ROWS,
     LEAST_INNER,
     NARROW,
+    NARROW32,
     OF_JOB,
     RECORD,
     SHORT,
@@ -42,27 +43,35 @@ from ._layout import (
 from ._lock import building
 
 __all__ = [
-    "AWAKE", "BOARD", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS", "JOB_LONG",
-    "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "LEAST_INNER", "MODULES", "NARROW", "OF_JOB", "RECORD", "SHORT",
-    "SMALL", "SMALL_PRODUCT", "UNTIL", "WAKES", "WORKER", "Kernel", "build_all", "built", "environment", "kernel",
+    "AWAKE", "BOARD", "BY_WIDTH", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS",
+    "JOB_LONG", "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "LEAST_INNER", "MODULES", "NARROW", "NARROW32", "OF_JOB",
+    "RECORD", "SHORT", "SMALL", "SMALL_PRODUCT", "UNTIL", "WAKES", "WORKER", "ByWidth", "Kernel", "build_all", "built",
+    "environment", "kernel",
 ]  # fmt: skip
 
 # kernel name -> the module of this folder that defines the function of that name.
 MODULES: dict[str, str] = {
-    "softmax": "softmax",
-    "log_softmax": "softmax",
-    "logsumexp": "softmax",
+    "softmax_narrow": "softmax",
+    "softmax_wide": "softmax",
+    "log_softmax_narrow": "softmax",
+    "log_softmax_wide": "softmax",
+    "logsumexp_narrow": "softmax",
+    "logsumexp_wide": "softmax",
     "exp": "softmax",
     "softmax_columns": "columns",
     "log_softmax_columns": "columns",
     "turn": "turn",
     "check_targets": "cross_entropy",
-    "cross_entropy": "cross_entropy",
-    "cross_entropy_with_grad": "cross_entropy",
+    "cross_entropy_narrow": "cross_entropy",
+    "cross_entropy_wide": "cross_entropy",
+    "cross_entropy_with_grad_narrow": "cross_entropy",
+    "cross_entropy_with_grad_wide": "cross_entropy",
     "cross_entropy_columns": "cross_entropy",
     "cross_entropy_with_grad_columns": "cross_entropy",
-    "mean_cross_entropy": "cross_entropy",
-    "mean_cross_entropy_with_grad": "cross_entropy",
+    "mean_cross_entropy_narrow": "cross_entropy",
+    "mean_cross_entropy_wide": "cross_entropy",
+    "mean_cross_entropy_with_grad_narrow": "cross_entropy",
+    "mean_cross_entropy_with_grad_wide": "cross_entropy",
     "soft_cross_entropy": "soft_cross_entropy",
     "soft_cross_entropy_with_grad": "soft_cross_entropy",
     "softmax_backward": "backward",
@@ -106,8 +115,8 @@ _OF_NO_DTYPE, _FLOAT64 = {"check_targets", "play", "rewind", "serve", "wake"}, n
 class Kernel(dict[np.dtype, Callable[..., Any]]):
     """One kernel's compiled functions by dtype; a missing one is compiled (or loaded from the disk) when looked up.
 
-    A dict, because the look-up stands in front of every call: ``KERNELS["softmax"][dtype]`` costs about 30 ns. In front of
-    small ones not even that: they try `small`, the function that was asked for last (`_small`).
+    A dict, because the look-up stands in front of every call: ``KERNELS["relu"][dtype]`` costs about 30 ns. In front of small
+    ones not even that: they try `small`, the function that was asked for last (`_small`).
     """
 
     def __init__(self, name: str, module: str) -> None:
@@ -152,9 +161,33 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
         module = import_module("." + self.module, __name__)
         return jit.build(getattr(module, self.name), dtype)
 
-    def latest(self, dtype: np.dtype) -> Callable[..., Any] | None:
-        """The function for that dtype, from now on that for small calls; None if it has not been built."""
+    def of(self, dtype: np.dtype, n: int) -> Callable[..., Any]:
+        """The function for that dtype, whatever the number of classes."""
+        return self[dtype]
+
+    def latest(self, dtype: np.dtype, n: int) -> Callable[..., Any] | None:
+        """The same, from now on that for small calls; None if it has not been built."""
         if (function := self.get(dtype)) is not None:
+            self.small = function
+        return function
+
+
+class ByWidth:
+    """Two kernels that do the same to rows of few classes and of many; they are chosen as those of one are by dtype.
+
+    Few users have both, and a first call compiles one of them (Ice Lake, softmax, float32: 7.6 s as one kernel, 4.4 so).
+    """
+
+    def __init__(self, name: str, least: int, least32: int) -> None:
+        self.narrow, self.wide = KERNELS[name + "_narrow"], KERNELS[name + "_wide"]
+        self._least = {np.dtype(np.float32): least32, _FLOAT64: least}  # classes of wide rows
+        self.small: Callable[..., Any] = _declined
+
+    def of(self, dtype: np.dtype, n: int) -> Callable[..., Any]:
+        return (self.narrow if n < self._least[dtype] else self.wide)[dtype]
+
+    def latest(self, dtype: np.dtype, n: int) -> Callable[..., Any] | None:
+        if (function := (self.narrow if n < self._least.get(dtype, 0) else self.wide).get(dtype)) is not None:
             self.small = function
         return function
 
@@ -164,6 +197,11 @@ def _declined(*arguments: Any) -> None:
 
 
 KERNELS: dict[str, Kernel] = {name: Kernel(name, module) for name, module in MODULES.items()}
+BY_WIDTH: dict[str, ByWidth] = {
+    **{name: ByWidth(name, NARROW, NARROW32) for name in ("softmax", "log_softmax", "logsumexp")},
+    **{name: ByWidth(name, NARROW, NARROW) for name in ("cross_entropy", "cross_entropy_with_grad")},
+    **{name: ByWidth(name, NARROW, NARROW) for name in ("mean_cross_entropy", "mean_cross_entropy_with_grad")},
+}
 
 
 def kernel(name: str, dtype: np.dtype | str) -> Callable[..., Any]:

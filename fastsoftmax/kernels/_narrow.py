@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._jit import inline
-from ._layout import NARROW
+from ._layout import NARROW, NARROW32
 from ._math import (
     TOP32,
     TOP64,
@@ -46,9 +46,6 @@ from ._simd import (
 )  # fmt: skip
 from ._transpose import load_transposed, store_transposed
 
-# More classes of floats, for softmax and its like (log_softmax, Zen 5, cycles a row of 80: 83 -> 74, 100: 103 -> 91; doubles
-# are as fast either way, and gradients lose).
-NARROW32 = 104
 TILES = 36 << 10  # bytes that the tiles worked on together, one more, and six vectors for each never exceed
 # d over n**2, below which it is the sum of the others. Above it `lo` has digits enough: in k steps it adds up k * 2**-23 at
 # most (roundings of `hi` in [2, 4)), each is rounded by 2**-24 of that, so n**2 * 2**-48 in all; of doubles n**2 * 2**-106

@@ -6,14 +6,29 @@ arguments; what it is asked about is not empty.
 
 from __future__ import annotations
 
-from ._layout import LEAST_INNER, SHORT, SMALL, SMALL_PRODUCT
+from numba.extending import register_jitable
+
+from ._layout import LEAST_INNER, NARROW, NARROW32, SHORT, SMALL, SMALL_PRODUCT
 
 
+@register_jitable
 def along_rows(axis, ndim, size, itemsize, first, last):
     """Vectors, n_classes, streaming, and all rows; along the first axis if there is one row."""
     one_row = (axis == 0 or axis == -ndim) and size == first
     n = first if one_row else last
     return (one_row or axis == -1 or axis == ndim - 1) and size * itemsize <= SHORT, n, False, 0, size // n
+
+
+def along_narrow_rows(axis, ndim, size, itemsize, first, last):
+    """Those of few classes."""
+    taken, n, streaming, begin, end = along_rows(axis, ndim, size, itemsize, first, last)
+    return taken and n < (NARROW32 if itemsize == 4 else NARROW), n, streaming, begin, end
+
+
+def along_wide_rows(axis, ndim, size, itemsize, first, last):
+    """The others."""
+    taken, n, streaming, begin, end = along_rows(axis, ndim, size, itemsize, first, last)
+    return taken and n >= (NARROW32 if itemsize == 4 else NARROW), n, streaming, begin, end
 
 
 def along_columns(axis, ndim, size, itemsize, first):
@@ -35,14 +50,24 @@ def backward_along_columns(axis, ndim, size, itemsize, first):
     return taken, first, inner, 0, (inner * itemsize + 63) // 64
 
 
-def a_number_each_row(axis, ndim, size, last):
+def a_number_each_narrow_row(axis, ndim, size, itemsize, last):
     """Vectors, n_classes, and all rows; the result is without their axis."""
-    return (axis == -1 or axis == ndim - 1) and size <= SMALL, last, 0, size // last
+    few = last < (NARROW32 if itemsize == 4 else NARROW)
+    return (axis == -1 or axis == ndim - 1) and size <= SMALL and few, last, 0, size // last
 
 
-def matrix(axis, ndim, size):
+def a_number_each_wide_row(axis, ndim, size, itemsize, last):
+    many = last >= (NARROW32 if itemsize == 4 else NARROW)
+    return (axis == -1 or axis == ndim - 1) and size <= SMALL and many, last, 0, size // last
+
+
+def narrow_matrix(axis, ndim, size, last):
     """Matrices alone."""
-    return ((axis == -1 or axis == 1) and size <= SMALL,)
+    return ((axis == -1 or axis == 1) and size <= SMALL and last < NARROW,)
+
+
+def wide_matrix(axis, ndim, size, last):
+    return ((axis == -1 or axis == 1) and size <= SMALL and last >= NARROW,)
 
 
 def each_element(size):
@@ -57,3 +82,7 @@ def layer(n_rows, n_in, n_out):
 
 def layer_backward(n_rows, n_in, n_out):
     return (n_rows * n_in * n_out <= SMALL_PRODUCT,)
+
+
+NUMBERS = a_number_each_narrow_row, a_number_each_wide_row
+MATRICES = narrow_matrix, wide_matrix

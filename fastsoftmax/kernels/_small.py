@@ -50,7 +50,7 @@ def _results_of(sig: Any) -> Sequence[Any]:
 
 def arguments_of(sig: Any, plan: Plan) -> int:
     """How many a small call takes: arrays; an axis, or whether grad_x is needed; and `out`. The last two not of all kernels."""
-    has_out = bool(_results_of(sig)) and plan is not _plans.a_number_each_row
+    has_out = bool(_results_of(sig)) and plan not in _plans.NUMBERS
     return arrays_of(sig) + _has_axis(plan) + (plan is _plans.layer_backward) + has_out
 
 
@@ -70,8 +70,8 @@ class SmallCall(ABC):
         self, python: Any, sig: Any, plan: Plan, objects: Sequence[Any], declined: ir.Block, end: ir.Block
     ) -> None:  # fmt: skip
         self._python, self._builder, self._declined, self._end = python, python.builder, declined, end
-        n, self._has_axis, self._reduces = arrays_of(sig), _has_axis(plan), plan is _plans.a_number_each_row
-        self._one_axis = plan is _plans.matrix
+        n, self._has_axis, self._reduces = arrays_of(sig), _has_axis(plan), plan in _plans.NUMBERS
+        self._one_axis = plan in _plans.MATRICES
         self._kinds, self._kinds_of_results, self._returns = sig.args[:n], _results_of(sig), sig.return_type
         self._arrays, self._options = list(objects[:n]), list(objects[n:])
         facts = self._facts()

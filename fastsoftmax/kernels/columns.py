@@ -20,10 +20,10 @@ from ._column_passes import (
 )  # fmt: skip
 from ._column_tiles import columns_ahead, in_tiles, put_first
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
+from ._layout import NARROW32
 from ._math import scaled
 from ._memory import release, scratch
 from ._narrow import (
-    NARROW32,
     across,
     log_softmax_begun,
     log_softmax_ended,

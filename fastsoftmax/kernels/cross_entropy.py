@@ -58,7 +58,7 @@ from ._narrow import (
     tiles_exp,
     tiles_together,
 )  # fmt: skip
-from ._plans import matrix
+from ._plans import narrow_matrix, wide_matrix
 from ._simd import (
     V32,
     any_lane,
@@ -504,14 +504,29 @@ def _tile_gradient(source: Any, j: int) -> Any:
 
 
 # ---- the kernels ----------------------------------------------------------------------------------------------------------
+@inline
+def cross_entropy(
+    logits: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: int, losses: Any, first: int, last: int
+) -> float:  # fmt: skip
+    if logits.shape[1] < NARROW:
+        return cross_entropy_narrow(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last)
+    return cross_entropy_wide(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last)
+
+
 @signature(
     MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
 )  # fmt: skip
-def cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
+def cross_entropy_narrow(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
     """Write the weighted losses, unless `losses` is empty; return their sum."""
-    n, given = logits.shape[1], given_weights(class_weight, sample_weight)
-    if n < NARROW:
-        return narrow_cross_entropy(logits, n, 0, targets, given, ignore_index, losses, first, last)
+    given = given_weights(class_weight, sample_weight)
+    return narrow_cross_entropy(logits, logits.shape[1], 0, targets, given, ignore_index, losses, first, last)
+
+
+@signature(
+    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
+)  # fmt: skip
+def cross_entropy_wide(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
+    given = given_weights(class_weight, sample_weight)
     return wide_cross_entropy(logits, targets, given, ignore_index, losses, first, last)
 
 
@@ -519,17 +534,24 @@ def cross_entropy(logits, targets, class_weight, sample_weight, ignore_index, lo
     MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, DOUBLES_IN, REAL, REAL, VECTOR_OUT, MATRIX_OUT, FLAG, INDEX, INDEX,
     returns=REAL,
 )  # fmt: skip
-def cross_entropy_with_grad(
+def cross_entropy_with_grad_narrow(
     logits, targets, class_weight, sample_weight, ignore_index, grad_losses, scale, denominator, losses, grad, streaming,
     first, last,
 ):  # fmt: skip
     """The same and the gradient, times scale / denominator, and per row times grad_losses[i] unless that is empty."""
-    n, given = logits.shape[1], given_weights(class_weight, sample_weight)
-    factor = scale / denominator
-    if n < NARROW:
-        return narrow_gradient(
-            logits, n, 0, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
-        )
+    n, given, factor = logits.shape[1], given_weights(class_weight, sample_weight), scale / denominator
+    return narrow_gradient(logits, n, 0, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last)
+
+
+@signature(
+    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, DOUBLES_IN, REAL, REAL, VECTOR_OUT, MATRIX_OUT, FLAG, INDEX, INDEX,
+    returns=REAL,
+)  # fmt: skip
+def cross_entropy_with_grad_wide(
+    logits, targets, class_weight, sample_weight, ignore_index, grad_losses, scale, denominator, losses, grad, streaming,
+    first, last,
+):  # fmt: skip
+    given, factor = given_weights(class_weight, sample_weight), scale / denominator
     if streaming:
         return streaming_gradient(
             logits, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last
@@ -543,7 +565,7 @@ def cross_entropy_with_grad(
     MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
 )  # fmt: skip
 def cross_entropy_columns(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
-    """`cross_entropy` of fewer than `NARROW` classes down the columns of (n_classes, n_samples)."""
+    """`cross_entropy_narrow` down the columns of (n_classes, n_samples)."""
     n, inner = logits.shape
     given = given_weights(class_weight, sample_weight)
     return narrow_cross_entropy(logits, n, inner, targets, given, ignore_index, losses, first, last)
@@ -556,7 +578,7 @@ def cross_entropy_columns(logits, targets, class_weight, sample_weight, ignore_i
 def cross_entropy_with_grad_columns(
     logits, targets, class_weight, sample_weight, ignore_index, grad_losses, scale, denominator, losses, grad, first, last
 ):  # fmt: skip
-    """`cross_entropy_with_grad` likewise."""
+    """`cross_entropy_with_grad_narrow` likewise."""
     n, inner = logits.shape
     given = given_weights(class_weight, sample_weight)
     return narrow_gradient(
@@ -564,32 +586,43 @@ def cross_entropy_with_grad_columns(
     )
 
 
-@signature(MATRIX_IN, LABELS, returns=REAL, small=matrix)
-def mean_cross_entropy(logits, targets):
+@signature(MATRIX_IN, LABELS, returns=REAL, small=narrow_matrix)
+def mean_cross_entropy_narrow(logits, targets):
     """The mean loss with all checks, for small batches; NaN for what must be looked at more closely."""
     kept = labels_that_count(logits, targets)
     if kept == 0.0:
         return np.nan
     none, losses = no_vector(np.float64), logits[0, :0]  # of no length, as LLVM sees too
-    return cross_entropy(logits, targets, none, none, IGNORED, losses, 0, logits.shape[0]) / kept
+    return cross_entropy_narrow(logits, targets, none, none, IGNORED, losses, 0, logits.shape[0]) / kept
 
 
-@signature(MATRIX_IN, LABELS, MATRIX_OUT, returns=REAL, small=matrix)
-def mean_cross_entropy_with_grad(logits, targets, grad):
-    """The same and its gradient. Nothing is written then, unless NaN is the loss.
-
-    Without what goes past the caches, that is a fifth less to compile at a first call (10.4 -> 8.0 s, Zen 3).
-    """
-    kept, (n_rows, n) = labels_that_count(logits, targets), logits.shape
+@signature(MATRIX_IN, LABELS, returns=REAL, small=wide_matrix)
+def mean_cross_entropy_wide(logits, targets):
+    kept = labels_that_count(logits, targets)
     if kept == 0.0:
         return np.nan
-    none, losses, factor = no_vector(np.float64), grad[0, :0], 1.0 / kept
-    given = given_weights(none, none)
-    if n < NARROW:
-        total = narrow_gradient(logits, n, 0, targets, given, IGNORED, none, factor, losses, grad, 0, n_rows)
-    else:
-        total = wide_gradient(logits, targets, given, IGNORED, none, factor, losses, grad, 0, n_rows)
-    return total / kept
+    none, losses = no_vector(np.float64), logits[0, :0]
+    return cross_entropy_wide(logits, targets, none, none, IGNORED, losses, 0, logits.shape[0]) / kept
+
+
+@signature(MATRIX_IN, LABELS, MATRIX_OUT, returns=REAL, small=narrow_matrix)
+def mean_cross_entropy_with_grad_narrow(logits, targets, grad):
+    """The same and its gradient. Nothing is written then, unless NaN is the loss."""
+    kept, (n_rows, n), none = labels_that_count(logits, targets), logits.shape, no_vector(np.float64)
+    if kept == 0.0:
+        return np.nan
+    losses, given = grad[0, :0], given_weights(none, none)
+    return narrow_gradient(logits, n, 0, targets, given, IGNORED, none, 1.0 / kept, losses, grad, 0, n_rows) / kept
+
+
+@signature(MATRIX_IN, LABELS, MATRIX_OUT, returns=REAL, small=wide_matrix)
+def mean_cross_entropy_with_grad_wide(logits, targets, grad):
+    """Without what goes past the caches, that is a fifth less to compile."""
+    kept, none = labels_that_count(logits, targets), no_vector(np.float64)
+    if kept == 0.0:
+        return np.nan
+    losses, given = grad[0, :0], given_weights(none, none)
+    return wide_gradient(logits, targets, given, IGNORED, none, 1.0 / kept, losses, grad, 0, logits.shape[0]) / kept
 
 
 @inline

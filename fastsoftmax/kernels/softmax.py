@@ -1,4 +1,4 @@
-"""softmax, log_softmax and logsumexp over rows of n classes; wide and narrow rows each in their own way."""
+"""softmax, log_softmax and logsumexp over rows of n classes; wide and narrow rows each in their own way and kernel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ._narrow import (
     tiles_exp,
     tiles_together,
 )  # fmt: skip
-from ._plans import a_number_each_row, along_rows
+from ._plans import a_number_each_narrow_row, a_number_each_wide_row, along_narrow_rows, along_wide_rows
 from ._simd import (
     constant,
     fence,
@@ -68,11 +68,21 @@ from ._wide import (
 )  # fmt: skip
 
 
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_rows)
-def softmax(logits, probs, n, streaming, first, last):
+@inline
+def softmax(logits: Any, probs: Any, n: int, streaming: bool, first: int, last: int) -> None:
     if across(pointer(logits, 0), n):
-        rows_in_turn(softmax_begun, softmax_ended, tile_scaled, pointer(logits, 0), pointer(probs, 0), n, first, last)
-        return
+        softmax_narrow(logits, probs, n, streaming, first, last)
+    else:
+        softmax_wide(logits, probs, n, streaming, first, last)
+
+
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_narrow_rows)
+def softmax_narrow(logits, probs, n, streaming, first, last):
+    rows_in_turn(softmax_begun, softmax_ended, tile_scaled, pointer(logits, 0), pointer(probs, 0), n, first, last)
+
+
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_wide_rows)
+def softmax_wide(logits, probs, n, streaming, first, last):
     if streaming:
         streaming_softmax(logits, probs, n, first, last)
         return
@@ -108,12 +118,22 @@ def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) ->
     release(room)
 
 
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_rows)
-def log_softmax(logits, log_probs, n, streaming, first, last):
+@inline
+def log_softmax(logits: Any, log_probs: Any, n: int, streaming: bool, first: int, last: int) -> None:
     if across(pointer(logits, 0), n):
-        z, out = pointer(logits, 0), pointer(log_probs, 0)
-        rows_in_turn(log_softmax_begun, log_softmax_ended, tile_subtracted, z, out, n, first, last)
-        return
+        log_softmax_narrow(logits, log_probs, n, streaming, first, last)
+    else:
+        log_softmax_wide(logits, log_probs, n, streaming, first, last)
+
+
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_narrow_rows)
+def log_softmax_narrow(logits, log_probs, n, streaming, first, last):
+    z, out = pointer(logits, 0), pointer(log_probs, 0)
+    rows_in_turn(log_softmax_begun, log_softmax_ended, tile_subtracted, z, out, n, first, last)
+
+
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_wide_rows)
+def log_softmax_wide(logits, log_probs, n, streaming, first, last):
     if streaming:
         streaming_log_softmax(logits, log_probs, n, first, last)
         return
@@ -147,32 +167,16 @@ def streaming_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last:
     fence()
 
 
-@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, small=a_number_each_row)
-def logsumexp(logits, lse, n, first, last):
-    if across(pointer(logits, 0), n):
-        narrow_logsumexp(logits, lse, n, first, last)
-    else:
-        z, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
-        most = rows_together(n)
-        following = rows_max(shift(z, first * n), n, first, last, most)
-        for i in range(first, last, most):
-            row, count = shift(z, i * n), min(last - i, most)
-            top, following = following, rows_max(shift(row, most * n), n, i + most, last, most)
-            d_hi, d_lo = rows_exp(row, n, count, most, top, row, n, False, True)
-            value = shifted_log(z, in_doubles(top)[0], d_hi, d_lo)
-            store_first(pointer(lse, 0), i, from_doubles(zero, value, value), count)
-    for i in range(first, last):  # an infinite maximum is the result, as in SciPy and torch, unless there is a NaN
-        if lse[i] != lse[i]:
-            largest_, bad = logits[i * n], False
-            for j in range(i * n, (i + 1) * n):
-                bad = bad or logits[j] != logits[j]
-                largest_ = max(largest_, logits[j])
-            if not bad:
-                lse[i] = largest_
-
-
 @inline
-def narrow_logsumexp(logits: Any, lse: Any, n: int, first: int, last: int) -> None:
+def logsumexp(logits: Any, lse: Any, n: int, first: int, last: int) -> None:
+    if across(pointer(logits, 0), n):
+        logsumexp_narrow(logits, lse, n, first, last)
+    else:
+        logsumexp_wide(logits, lse, n, first, last)
+
+
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, small=a_number_each_narrow_row)
+def logsumexp_narrow(logits, lse, n, first, last):
     like = pointer(logits, 0)
     step, size, most = lanes(like), tile_size(like, n), tiles_together(n)
     tiles, sums = tile_room(like), sum_room(splat(0.0))
@@ -187,6 +191,34 @@ def narrow_logsumexp(logits: Any, lse: Any, n: int, first: int, last: int) -> No
             m0, m1 = in_doubles(m)
             value = from_doubles(m, shifted_log(m, m0, d[0], d[1]), shifted_log(m, m1, e[0], e[1]))
             store_first(pointer(lse, 0), i, value, min(step, last - i))
+    infinite_maxima(logits, lse, n, first, last)
+
+
+@signature(VECTOR_IN, VECTOR_OUT, INDEX, INDEX, INDEX, small=a_number_each_wide_row)
+def logsumexp_wide(logits, lse, n, first, last):
+    z, zero = pointer(logits, 0), constant(pointer(logits, 0), 0.0, 0.0)
+    most = rows_together(n)
+    following = rows_max(shift(z, first * n), n, first, last, most)
+    for i in range(first, last, most):
+        row, count = shift(z, i * n), min(last - i, most)
+        top, following = following, rows_max(shift(row, most * n), n, i + most, last, most)
+        d_hi, d_lo = rows_exp(row, n, count, most, top, row, n, False, True)
+        value = shifted_log(z, in_doubles(top)[0], d_hi, d_lo)
+        store_first(pointer(lse, 0), i, from_doubles(zero, value, value), count)
+    infinite_maxima(logits, lse, n, first, last)
+
+
+@inline
+def infinite_maxima(logits: Any, lse: Any, n: int, first: int, last: int) -> None:
+    """An infinite maximum is the result, as in SciPy and torch, unless there is a NaN."""
+    for i in range(first, last):
+        if lse[i] != lse[i]:
+            largest_, bad = logits[i * n], False
+            for j in range(i * n, (i + 1) * n):
+                bad = bad or logits[j] != logits[j]
+                largest_ = max(largest_, logits[j])
+            if not bad:
+                lse[i] = largest_
 
 
 @inline
