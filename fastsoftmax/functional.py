@@ -554,7 +554,7 @@ def cross_entropy(
     sample_weight : array_like, optional
         Factor for each row, of logits' shape without `axis`.
     ignore_index : int, default: -100
-        ByWidth with this index contribute exactly 0 to loss and gradient, even if they hold NaN. Not for probabilities.
+        Rows with this index contribute exactly 0 to loss and gradient, even if they hold NaN. Not for probabilities.
     label_smoothing : float in [0, 1], default: 0.0
         e: the target becomes ``(1 - e) * target + e / n_classes``.
     reduction : "mean", "sum" or "none"; default: "mean"

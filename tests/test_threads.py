@@ -334,15 +334,15 @@ def test_beside_busy_neighbours_calls_come_to_do_with_fewer_threads_for_a_while(
 
 
 def test_how_many_fewer_and_for_how_long():
-    """In milliseconds: how long calls ran undisturbed, when a thread says how long it was kept; how many fewer, until when."""
+    """In milliseconds: how long calls have worked, when a thread says how long it was kept; how many fewer, until when."""
     from numba import njit
 
     from fastsoftmax.kernels._board import step_back
-    from fastsoftmax.kernels._layout import UNDISTURBED
+    from fastsoftmax.kernels._layout import WORKED
 
     board = np.zeros(BOARD, np.int64)
     tell = njit(lambda board, time, kept: step_back(board, time, kept))
-    for undisturbed, time_, kept, fewer, until in (
+    for worked, time_, kept, fewer, until in (
         (0, 1000, 0.4, 0, 0),  # the system's own small tasks
         (0, 1000, 3, 1, 1003),
         (9, 1001, 3, 1, 1003),  # another thread has seen the same
@@ -354,7 +354,7 @@ def test_how_many_fewer_and_for_how_long():
         (11, 1250, 5, 1, 1255),  # something new
         (0, 5000, 3000, 1, 6000),  # a second at most
     ):
-        board[UNDISTURBED] += undisturbed * 10**6
+        board[WORKED] += worked * 10**6
         tell(_threads.address(board), time_ * 10**6, int(kept * 1e6))
         assert (board[FEWER], board[UNTIL]) == (fewer, until * 10**6)
     for _ in range(20):
@@ -368,7 +368,7 @@ def test_a_call_taken_for_a_short_one_may_be_slow():
     from numba import njit, types
 
     from fastsoftmax.kernels import _board
-    from fastsoftmax.kernels._layout import UNDISTURBED, USED
+    from fastsoftmax.kernels._layout import USED, WORKED
 
     board = np.zeros(BOARD, np.int64)
     address, offer, take_back = _threads.address(board), njit(_board.offer), njit(_board.take_back)
@@ -389,12 +389,12 @@ def test_a_call_taken_for_a_short_one_may_be_slow():
     for function in offer, take_back:  # compiled: that takes longer than calls are watched
         function.compile(tuple([types.int64] * (5 if function is offer else 1)))
     call(0.1, working=True)
-    assert 10**5 <= board[UNDISTURBED] < 10**6
+    assert 10**5 <= board[WORKED] < 10**6
     call(1, working=False)
     assert board[UNTIL] == 0
     call(1, working=False)
     assert board[UNTIL] > 0
-    assert board[UNDISTURBED] < 10**6
+    assert board[WORKED] < 10**6
     for _ in range(100):  # other programs may have taken the processor away
         call(1, working=False)
         board[UNTIL] = 0

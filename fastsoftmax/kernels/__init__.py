@@ -175,12 +175,12 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
 class ByWidth:
     """Two kernels that do the same to rows of few classes and of many; they are chosen as those of one are by dtype.
 
-    Few users have both, and a first call compiles one of them (Ice Lake, softmax, float32: 7.6 s as one kernel, 4.4 so).
+    Few users have both, and a first call compiles one of them (Ice Lake, softmax, float32: 8.0 s as one kernel, 4.7 so).
     """
 
-    def __init__(self, name: str, least: int, least32: int) -> None:
+    def __init__(self, name: str, least: int) -> None:
         self.narrow, self.wide = KERNELS[name + "_narrow"], KERNELS[name + "_wide"]
-        self._least = {np.dtype(np.float32): least32, _FLOAT64: least}  # classes of wide rows
+        self._least = {np.dtype(np.float32): least, _FLOAT64: NARROW}  # classes of wide rows
         self.small: Callable[..., Any] = _declined
 
     def of(self, dtype: np.dtype, n: int) -> Callable[..., Any]:
@@ -198,9 +198,13 @@ def _declined(*arguments: Any) -> None:
 
 KERNELS: dict[str, Kernel] = {name: Kernel(name, module) for name, module in MODULES.items()}
 BY_WIDTH: dict[str, ByWidth] = {
-    **{name: ByWidth(name, NARROW, NARROW32) for name in ("softmax", "log_softmax", "logsumexp")},
-    **{name: ByWidth(name, NARROW, NARROW) for name in ("cross_entropy", "cross_entropy_with_grad")},
-    **{name: ByWidth(name, NARROW, NARROW) for name in ("mean_cross_entropy", "mean_cross_entropy_with_grad")},
+    "softmax": ByWidth("softmax", NARROW32),
+    "log_softmax": ByWidth("log_softmax", NARROW32),
+    "logsumexp": ByWidth("logsumexp", NARROW32),
+    "cross_entropy": ByWidth("cross_entropy", NARROW),
+    "cross_entropy_with_grad": ByWidth("cross_entropy_with_grad", NARROW),
+    "mean_cross_entropy": ByWidth("mean_cross_entropy", NARROW),
+    "mean_cross_entropy_with_grad": ByWidth("mean_cross_entropy_with_grad", NARROW),
 }
 
 

@@ -50,11 +50,11 @@ from ._layout import (
     STATE,
     THREAD,
     TICKET,
-    UNDISTURBED,
     UNTIL,
     USED,
     WAKES,
     WATCHED,
+    WORKED,
     WORKER,
 )  # fmt: skip
 
@@ -62,7 +62,7 @@ OPEN, TAKEN = 1 << 40, 1 << 41
 PATIENCE = 1000  # looks, 30 us, before a waiting thread offers its processor to others
 
 KEPT = 500_000  # nanoseconds without a processor that are more than the system's own small tasks take
-_OFTEN = 2  # times as long undisturbed: two threads kept no more often gain more than they lose (beside a neighbour: 5 %)
+_OFTEN = 2  # times as long at work: two threads kept no more often gain more than they lose (beside a neighbour: 5 %)
 _SOON, _LONGEST = 2 * 10**7, 10**9  # nanoseconds after it happened; of doing with fewer at a time
 _MONOTONIC, _OF_THREAD = 1, 3  # Linux's clocks
 
@@ -318,7 +318,7 @@ def take_back(board: int) -> None:
     else:
         kept = took - (used() - used_then) if took > KEPT else 0
         step_back(board, end, kept)
-        add(at(board, UNDISTURBED), took - kept)
+        add(at(board, WORKED), took - kept)
     write(at(board, STATE), 0)
 
 
@@ -327,20 +327,20 @@ def step_back(board: int, time: int, kept: int) -> None:
     """Let calls do with fewer workers (`_threads.threads_now`) if one of their threads was kept from a processor for so long.
 
     With one fewer, as long as it was kept; with twice as many fewer if they are kept even so; twice as long as last time if
-    calls have run undisturbed since for less than some times as long as it was kept. Now and then that costs little, and
-    beside a neighbour that stays it happens once a second.
+    calls have worked since then for less than some times as long as it was kept. Now and then that costs little, and beside a
+    neighbour that stays it happens once a second.
     """
     if kept > KEPT and time - kept >= read(at(board, SINCE)):  # not the system's own small tasks, nor what others have seen
         fewer, period = read(at(board, FEWER)), read(at(board, PERIOD))
         if time < read(at(board, UNTIL)):
             fewer *= 2
-        elif read(at(board, UNDISTURBED)) < _OFTEN * kept:
+        elif read(at(board, WORKED)) < _OFTEN * kept:
             fewer, period = max(1, fewer), max(kept, 2 * period)
         else:
             fewer, period = 1, kept
         period = min(period, _LONGEST)
         write(at(board, FEWER), fewer)
         write(at(board, PERIOD), period)
-        write(at(board, UNDISTURBED), 0)
+        write(at(board, WORKED), 0)
         write(at(board, SINCE), time)
         write(at(board, UNTIL), time + period)

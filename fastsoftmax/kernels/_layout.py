@@ -28,11 +28,11 @@ RECORD = 256
 # The board, see `_board`: its state, a function and its argument, which workers may come in, the first so many, a number for
 # each job, whether workers are to end, the processor that the last caller ran on, what two clocks said when its call began (the
 # second 0 if it did not look at it), until when all calls look at both, how many fewer workers calls do with, since when, until
-# when and for how long, how long calls have run undisturbed since, how many workers do not sleep, and whether the next call is
+# when and for how long, how long calls have worked since then, how many workers do not sleep, and whether the next call is
 # to wake those that do; then for each worker whether it sleeps, the lock that it sleeps on, its thread, and the processor
 # forbidden to it, plus one.
 BOARD = 17
 STATE, FUNCTION, ARGUMENT, LIMIT, TICKET, CLOSED, CALLER, BEGUN, USED, WATCHED = range(10)
-FEWER, SINCE, UNTIL, PERIOD, UNDISTURBED, AWAKE, WAKES = range(10, BOARD)
+FEWER, SINCE, UNTIL, PERIOD, WORKED, AWAKE, WAKES = range(10, BOARD)
 WORKER = 4
 SLEEPS, LOCK, THREAD, FORBIDDEN = range(WORKER)

@@ -12,6 +12,12 @@ from ._layout import LEAST_INNER, NARROW, NARROW32, SHORT, SMALL, SMALL_PRODUCT
 
 
 @register_jitable
+def few(n, itemsize):
+    """Whether rows of so many classes are narrow for softmax and its like."""
+    return n < (NARROW32 if itemsize == 4 else NARROW)
+
+
+@register_jitable
 def along_rows(axis, ndim, size, itemsize, first, last):
     """Vectors, n_classes, streaming, and all rows; along the first axis if there is one row."""
     one_row = (axis == 0 or axis == -ndim) and size == first
@@ -22,13 +28,13 @@ def along_rows(axis, ndim, size, itemsize, first, last):
 def along_narrow_rows(axis, ndim, size, itemsize, first, last):
     """Those of few classes."""
     taken, n, streaming, begin, end = along_rows(axis, ndim, size, itemsize, first, last)
-    return taken and n < (NARROW32 if itemsize == 4 else NARROW), n, streaming, begin, end
+    return taken and few(n, itemsize), n, streaming, begin, end
 
 
 def along_wide_rows(axis, ndim, size, itemsize, first, last):
     """The others."""
     taken, n, streaming, begin, end = along_rows(axis, ndim, size, itemsize, first, last)
-    return taken and n >= (NARROW32 if itemsize == 4 else NARROW), n, streaming, begin, end
+    return taken and not few(n, itemsize), n, streaming, begin, end
 
 
 def along_columns(axis, ndim, size, itemsize, first):
@@ -52,13 +58,11 @@ def backward_along_columns(axis, ndim, size, itemsize, first):
 
 def a_number_each_narrow_row(axis, ndim, size, itemsize, last):
     """Vectors, n_classes, and all rows; the result is without their axis."""
-    few = last < (NARROW32 if itemsize == 4 else NARROW)
-    return (axis == -1 or axis == ndim - 1) and size <= SMALL and few, last, 0, size // last
+    return (axis == -1 or axis == ndim - 1) and size <= SMALL and few(last, itemsize), last, 0, size // last
 
 
 def a_number_each_wide_row(axis, ndim, size, itemsize, last):
-    many = last >= (NARROW32 if itemsize == 4 else NARROW)
-    return (axis == -1 or axis == ndim - 1) and size <= SMALL and many, last, 0, size // last
+    return (axis == -1 or axis == ndim - 1) and size <= SMALL and not few(last, itemsize), last, 0, size // last
 
 
 def narrow_matrix(axis, ndim, size, last):

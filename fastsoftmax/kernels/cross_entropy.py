@@ -617,7 +617,7 @@ def mean_cross_entropy_with_grad_narrow(logits, targets, grad):
 
 @signature(MATRIX_IN, LABELS, MATRIX_OUT, returns=REAL, small=wide_matrix)
 def mean_cross_entropy_with_grad_wide(logits, targets, grad):
-    """Without what goes past the caches, that is a fifth less to compile."""
+    """Without what goes past the caches: that is less to compile."""
     kept, none = labels_that_count(logits, targets), no_vector(np.float64)
     if kept == 0.0:
         return np.nan
