@@ -508,6 +508,7 @@ def _tile_gradient(source: Any, j: int) -> Any:
 def cross_entropy(
     logits: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: int, losses: Any, first: int, last: int
 ) -> float:  # fmt: skip
+    """Either kernel, for a user's compiled code (`numba_support`)."""
     if logits.shape[1] < NARROW:
         return cross_entropy_narrow(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last)
     return cross_entropy_wide(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last)

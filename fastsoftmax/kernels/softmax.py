@@ -70,6 +70,7 @@ from ._wide import (
 
 @inline
 def softmax(logits: Any, probs: Any, n: int, streaming: bool, first: int, last: int) -> None:
+    """Either kernel, for a user's compiled code (`numba_support`)."""
     if across(pointer(logits, 0), n):
         softmax_narrow(logits, probs, n, streaming, first, last)
     else:
@@ -78,6 +79,7 @@ def softmax(logits: Any, probs: Any, n: int, streaming: bool, first: int, last: 
 
 @signature(VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=along_narrow_rows)
 def softmax_narrow(logits, probs, n, streaming, first, last):
+    """As many classes as go `across` lanes; results never go past the caches."""
     rows_in_turn(softmax_begun, softmax_ended, tile_scaled, pointer(logits, 0), pointer(probs, 0), n, first, last)
 
 
@@ -120,6 +122,7 @@ def streaming_softmax(logits: Any, probs: Any, n: int, first: int, last: int) ->
 
 @inline
 def log_softmax(logits: Any, log_probs: Any, n: int, streaming: bool, first: int, last: int) -> None:
+    """Likewise."""
     if across(pointer(logits, 0), n):
         log_softmax_narrow(logits, log_probs, n, streaming, first, last)
     else:
@@ -169,6 +172,7 @@ def streaming_log_softmax(logits: Any, log_probs: Any, n: int, first: int, last:
 
 @inline
 def logsumexp(logits: Any, lse: Any, n: int, first: int, last: int) -> None:
+    """Likewise."""
     if across(pointer(logits, 0), n):
         logsumexp_narrow(logits, lse, n, first, last)
     else:
