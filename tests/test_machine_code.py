@@ -61,6 +61,7 @@ SCALAR_LOOPS = {
     "cross_entropy_wide": "weights: one number a row",
     "cross_entropy_with_grad_narrow": "weights: one number a row",
     "cross_entropy_with_grad_wide": "weights: one number a row",
+    "mean_cross_entropy_with_grad_wide": "losses: one number a row",
     "cross_entropy_columns": "weights: one number a column",
     "cross_entropy_with_grad_columns": "weights: one number a column",
     "soft_cross_entropy": "weights: one number a row or a class",
