@@ -99,7 +99,7 @@ def _as_it_lies(name: str, logits: Any, axis: Any, out: Any) -> Array | None:
         kernel, n_rows = BY_WIDTH[name].latest(dtype := logits.dtype, n_classes), size // n_classes
     elif axis is _FIRST and (inner := size // shape[0]) >= LEAST_INNER:
         n_classes, how = shape[0], inner
-        kernel = KERNELS[name + "_columns"].latest(dtype := logits.dtype, n_classes)
+        kernel = KERNELS[name + "_columns"].latest(dtype := logits.dtype)
         n_rows = -(-inner // (64 // logits.itemsize))
     else:
         return None
@@ -275,9 +275,9 @@ def _backward_as_it_lies(name: str, grad: Any, result: Any, axis: Any, out: Any)
     if axis is _SECOND and len(shape) == 2:
         axis = _LAST
     if axis is None or axis is _LAST or (axis is _FIRST and size == shape[0]):
-        kernel, inner = KERNELS[name].latest(dtype := grad.dtype, 0), 1
+        kernel, inner = KERNELS[name].latest(dtype := grad.dtype), 1
     elif axis is _FIRST and (inner := size // shape[0]) >= LEAST_INNER:
-        kernel = KERNELS[name + "_columns"].latest(dtype := grad.dtype, 0)
+        kernel = KERNELS[name + "_columns"].latest(dtype := grad.dtype)
     else:
         return None
     if kernel is None:

@@ -161,11 +161,11 @@ class Kernel(dict[np.dtype, Callable[..., Any]]):
         module = import_module("." + self.module, __name__)
         return jit.build(getattr(module, self.name), dtype)
 
-    def of(self, dtype: np.dtype, n: int) -> Callable[..., Any]:
+    def of(self, dtype: np.dtype, n: int = 0) -> Callable[..., Any]:
         """The function for that dtype, whatever the number of classes."""
         return self[dtype]
 
-    def latest(self, dtype: np.dtype, n: int) -> Callable[..., Any] | None:
+    def latest(self, dtype: np.dtype, n: int = 0) -> Callable[..., Any] | None:
         """The same, from now on that for small calls; None if it has not been built."""
         if (function := self.get(dtype)) is not None:
             self.small = function

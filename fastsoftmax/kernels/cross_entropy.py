@@ -504,6 +504,15 @@ def _tile_gradient(source: Any, j: int) -> Any:
 
 
 # ---- the kernels ----------------------------------------------------------------------------------------------------------
+_losses = signature(
+    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
+)  # fmt: skip
+_losses_and_gradient = signature(
+    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, DOUBLES_IN, REAL, REAL, VECTOR_OUT, MATRIX_OUT, FLAG, INDEX, INDEX,
+    returns=REAL,
+)  # fmt: skip
+
+
 @inline
 def cross_entropy(
     logits: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: int, losses: Any, first: int, last: int
@@ -514,27 +523,20 @@ def cross_entropy(
     return cross_entropy_wide(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last)
 
 
-@signature(
-    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
-)  # fmt: skip
+@_losses
 def cross_entropy_narrow(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
     """Write the weighted losses, unless `losses` is empty; return their sum."""
     given = given_weights(class_weight, sample_weight)
     return narrow_cross_entropy(logits, logits.shape[1], 0, targets, given, ignore_index, losses, first, last)
 
 
-@signature(
-    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
-)  # fmt: skip
+@_losses
 def cross_entropy_wide(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
     given = given_weights(class_weight, sample_weight)
     return wide_cross_entropy(logits, targets, given, ignore_index, losses, first, last)
 
 
-@signature(
-    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, DOUBLES_IN, REAL, REAL, VECTOR_OUT, MATRIX_OUT, FLAG, INDEX, INDEX,
-    returns=REAL,
-)  # fmt: skip
+@_losses_and_gradient
 def cross_entropy_with_grad_narrow(
     logits, targets, class_weight, sample_weight, ignore_index, grad_losses, scale, denominator, losses, grad, streaming,
     first, last,
@@ -544,10 +546,7 @@ def cross_entropy_with_grad_narrow(
     return narrow_gradient(logits, n, 0, targets, given, ignore_index, grad_losses, factor, losses, grad, first, last)
 
 
-@signature(
-    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, DOUBLES_IN, REAL, REAL, VECTOR_OUT, MATRIX_OUT, FLAG, INDEX, INDEX,
-    returns=REAL,
-)  # fmt: skip
+@_losses_and_gradient
 def cross_entropy_with_grad_wide(
     logits, targets, class_weight, sample_weight, ignore_index, grad_losses, scale, denominator, losses, grad, streaming,
     first, last,
@@ -562,9 +561,7 @@ def cross_entropy_with_grad_wide(
     )
 
 
-@signature(
-    MATRIX_IN, LABELS, DOUBLES_IN, DOUBLES_IN, INDEX, VECTOR_OUT, INDEX, INDEX, returns=REAL
-)  # fmt: skip
+@_losses
 def cross_entropy_columns(logits, targets, class_weight, sample_weight, ignore_index, losses, first, last):
     """`cross_entropy_narrow` down the columns of (n_classes, n_samples)."""
     n, inner = logits.shape
