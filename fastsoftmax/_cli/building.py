@@ -1,6 +1,6 @@
 """Kernels built by several processes at once.
 
-Numba compiles on one processor; what another process has compiled lies on the disk (all kernels, two processors: 144 -> 88 s).
+Numba compiles on one processor; what another process has compiled lies on the disk (all kernels, two processors: 174 -> 96 s).
 Only for commands: a library must not start processes, least of all in a program whose `sys.executable` is no Python.
 """
 
