@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ._processors import processors
 from .kernels import (
     AWAKE,
     BOARD,
@@ -67,8 +68,8 @@ def get_num_threads() -> int:
     """How many threads a call made here may use.
 
     The number given to `num_threads` or `set_num_threads`. Before either: the environment variable
-    ``FASTSOFTMAX_NUM_THREADS``; without it the number of processors this process may run on, or fewer if
-    ``OMP_NUM_THREADS`` says so (as joblib does for its worker processes).
+    ``FASTSOFTMAX_NUM_THREADS``; without it the number of processors this process may run on, or of those that a container's
+    limit gives it the time of, or fewer if ``OMP_NUM_THREADS`` says so (as joblib does for its worker processes).
     """
     return _within.get() or _set or _default()
 
@@ -118,19 +119,13 @@ def _checked(n: int) -> int:
 
 
 @cache
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@cache
 def _default() -> int:
     if own := os.environ.get("FASTSOFTMAX_NUM_THREADS"):
         if not own.strip().isdecimal() or int(own) < 1:
             raise ValueError(f"FASTSOFTMAX_NUM_THREADS must be an integer of at least 1, got {own!r}")
         return int(own)
-    processors = _processors()
     openmp = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(processors, int(openmp)) if openmp.isdecimal() and int(openmp) else processors
+    return min(processors(), int(openmp)) if openmp.isdecimal() and int(openmp) else processors()
 
 
 # ---- chunks --------------------------------------------------------------------------------------------------------
@@ -191,7 +186,7 @@ class Pool:
     """Threads that run `kernels.pool.serve`: they sleep in it, and need the GIL only to begin and to end."""
 
     def __init__(self) -> None:
-        self.most = _processors() - 1  # with the caller one for each: more would keep each other from their processors
+        self.most = processors() - 1  # with the caller one for each: more would keep each other from their processors
         self.board = np.zeros(BOARD + WORKER * self.most, np.int64)
         self.address = address(self.board)
         self.workers: list[threading.Thread] = []

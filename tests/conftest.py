@@ -52,7 +52,7 @@ def _threads_as_before():
 def pool_of_eight(monkeypatch):
     """As on a machine with eight processors."""
     with monkeypatch.context() as patch:
-        patch.setattr(_threads, "_processors", lambda: 8)
+        patch.setattr(_threads, "processors", lambda: 8)
         pool = _threads.Pool()
     monkeypatch.setattr(_threads, "pool", pool)
     yield pool

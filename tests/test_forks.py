@@ -13,7 +13,7 @@ import textwrap
 
 import pytest
 
-from fastsoftmax import _threads
+from fastsoftmax._processors import processors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
@@ -79,7 +79,7 @@ def cache(tmp_path_factory):
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_child_of_a_program_that_used_the_pool(cache, threads):
-    expected = min(threads, _threads._processors())
+    expected = min(threads, processors())
     out, err = run(
         f"""
         def check_with_a_pool():

@@ -23,7 +23,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 
 # Floors, the lowest first. A module imports from lower floors and from its own folder, never from above or beside.
 FLOORS = [
-    {"kernels", "datasets"},
+    {"kernels", "datasets", "_processors"},
     {"_arrays", "_threads"},
     {"_program", "_rows"},
     {"_columns"},

@@ -19,6 +19,7 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax import _threads
+from fastsoftmax._processors import processors
 from fastsoftmax._threads import run_rows
 from fastsoftmax.kernels import AWAKE, BOARD, FEWER, KERNELS, UNTIL, WAKES, WORKER
 from fastsoftmax.kernels._layout import TICKET
@@ -82,9 +83,8 @@ def test_default_comes_from_the_environment_or_the_processors():
     assert run(code, FASTSOFTMAX_NUM_THREADS="7") == "7"
     assert run(code, FASTSOFTMAX_NUM_THREADS="7", OMP_NUM_THREADS="1") == "7"
     assert run(code, OMP_NUM_THREADS="1,2") == "1"
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert run(code) == str(processors)
-    assert run(code, OMP_NUM_THREADS="1000") == str(processors)
+    assert run(code) == str(processors())
+    assert run(code, OMP_NUM_THREADS="1000") == str(processors())
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
@@ -128,7 +128,7 @@ def test_results_of_chunks_are_added_in_their_order(hold):
     assert run_rows(call, 0, 10) == 0.0
 
 
-several_processors = pytest.mark.skipif(_threads._processors() < 2, reason="one processor")
+several_processors = pytest.mark.skipif(processors() < 2, reason="one processor")
 
 
 @several_processors
@@ -490,7 +490,7 @@ def test_no_thread_before_it_is_needed_and_none_after():
         print(threading.active_count())
         """
     )
-    assert out.split() == ["1", str(min(3, _threads._processors())), "1", "True"]
+    assert out.split() == ["1", str(min(3, processors())), "1", "True"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
