@@ -93,7 +93,6 @@ class Run:
         self.position = Position()
         self.best_params: list[NDArray] = []
         self._good_params: list[NDArray] = []
-        self._good_optimizer = model.optimizer.fresh()
         self._good_step = 0
 
     # ---- the loop --------------------------------------------------------------------------------------------
@@ -160,7 +159,7 @@ class Run:
 
     def _end_epoch(self, progress: _Progress) -> None:
         model, history, position = self.model, self.model.history, self.position
-        if not all(np.isfinite(p).all() for p in model.params):
+        if not all(np.isfinite(p).all() for p in self.params):
             self._diverged(math.nan)  # the epoch's last update did it: no loss has seen it yet
         loss = position.loss_sum / position.row
         history.loss.append(loss)
@@ -176,7 +175,7 @@ class Run:
             return
         if val_accuracy > position.best:
             position.best, position.best_epoch = val_accuracy, position.epoch
-            self.best_params = [p.copy() for p in model.params]
+            self.best_params = [p.copy() for p in self.params]
         elif position.epoch - position.best_epoch >= self.patience:
             history.stopped = "patience"
 
@@ -185,14 +184,14 @@ class Run:
     def _keep_good(self) -> None:
         """Copy the weights, which just gave a finite loss."""
         if not self._good_params:
-            self._good_params = [np.empty_like(p) for p in self.model.params]
-        for kept, param in zip(self._good_params, self.model.params):
+            self._good_params, self._good_optimizer = [np.empty_like(p) for p in self.params], self.model.optimizer.fresh()
+        for kept, param in zip(self._good_params, self.params):
             np.copyto(kept, param)
         self._good_optimizer.copy_state(self.model.optimizer)
         self._good_step = self.model.history.n_steps
 
     def _restore(self, params: list[NDArray]) -> None:
-        for param, kept in zip(self.model.params, params):
+        for param, kept in zip(self.params, params):
             np.copyto(param, kept)
 
     def _diverged(self, loss: float) -> None:
@@ -253,7 +252,7 @@ class Run:
             return _checkpoint.expect(path, arrays, name, like.shape, like.dtype)
 
         # all is read before anything is changed
-        params = [expect(f"param_{i}", p) for i, p in enumerate(model.params)]
+        params = [expect(f"param_{i}", p) for i, p in enumerate(self.params)]
         n_slots = model.optimizer._n_slots
         slots = [[expect(f"optimizer_{i}_{k}", p) for k in range(n_slots)] for i, p in enumerate(params)]
         best = [expect(f"best_{i}", p) for i, p in enumerate(params)] if position.best_epoch else []
