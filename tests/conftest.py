@@ -22,9 +22,10 @@ settings.load_profile("fastsoftmax")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Workers that sleep are woken for any call, so that threads share it whatever came before; but see `short_calls_alone`.
-_WAKING = _threads._WAKING
-_threads._WAKING = 0.0
+# Workers that sleep are woken for any call, and all of them, so that threads share it whatever came before; but see
+# `short_calls_alone`.
+_WAKING, _WAKE = _threads._WAKING, _threads._WAKE
+_threads._WAKING, _threads._WAKE = 0.0, 1e-9
 
 # (input, dtype, operation) -> {library: worst ulps}, filled by test_numerics.py.
 WORST_ULPS: dict[tuple[str, str, str], dict[str, float]] = {}
@@ -61,8 +62,9 @@ def pool_of_eight(monkeypatch):
 
 @pytest.fixture
 def short_calls_alone(monkeypatch):
-    """As elsewhere, a call that is not worth it wakes nobody."""
+    """As elsewhere, a call that is not worth it wakes nobody, and others no more than they are worth."""
     monkeypatch.setattr(_threads, "_WAKING", _WAKING)
+    monkeypatch.setattr(_threads, "_WAKE", _WAKE)
 
 
 @pytest.fixture

@@ -255,6 +255,25 @@ def test_a_worker_that_is_awake_may_sleep_when_a_long_call_begins(short_calls_al
             pool.board[[AWAKE, WAKES]] = 0
 
 
+@pytest.mark.parametrize(
+    ("cost", "awake", "helpers", "hired"),
+    [
+        (10.0, 0, 0, None), (10.0, 2, 7, None), (10.0, 7, 7, None), (150.0, 0, 3, 3), (150.0, 5, 5, 5), (400.0, 0, 6, 6),
+        (1e4, 0, 7, 7), (1e4, 7, 7, 7),
+    ],
+)  # fmt: skip
+def test_a_call_wakes_as_many_workers_as_it_is_worth(
+    cost, awake, helpers, hired, pool_of_eight, short_calls_alone, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(pool_of_eight, "hire", asked.append)
+    pool_of_eight.board[AWAKE] = awake
+    with fs.num_threads(20):
+        assert _threads.threads_for(cost, 1000) == 1 + helpers
+    assert asked == [hired] * (hired is not None)
+    assert pool_of_eight.board[WAKES] == (hired is not None)
+
+
 def test_a_call_that_is_to_wake_workers_wakes_those_it_is_for():
     """Three threads stand for workers; each is forbidden the processor of who wakes it."""
     from numba import njit
