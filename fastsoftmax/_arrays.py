@@ -9,8 +9,6 @@ from typing import Any, NoReturn, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from .kernels import LEAST_INNER
-
 Array = NDArray[Any]
 Axes = tuple[int, ...]
 
@@ -154,9 +152,14 @@ def lead_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     return tuple(shape[k] for k in _rest(len(shape), axes))
 
 
+def are_last(axes: Axes, ndim: int) -> bool:
+    """Whether they are the last ones in their order: what lies along them is contiguous in a C-contiguous array."""
+    return axes == tuple(range(ndim - len(axes), ndim))
+
+
 def to_rows(a: Array, axes: Axes, n_classes: int, dtype: np.dtype[Any]) -> Array:
     """A matrix (n_rows, n_classes), C-contiguous, of that dtype: a view of `a` where it can be."""
-    if axes != tuple(range(a.ndim - len(axes), a.ndim)):
+    if not are_last(axes, a.ndim):
         a = a.transpose(_rest(a.ndim, axes) + axes)
     return contiguous(a, dtype).reshape(-1 if n_classes else 0, n_classes)
 
@@ -169,15 +172,14 @@ def from_rows(matrix: Array, shape: tuple[int, ...], axes: Axes) -> Array:
 
 def is_rows(a: Array, axes: Axes, dtype: np.dtype[Any]) -> bool:
     """Whether `to_rows` gives a view."""
-    last = axes == tuple(range(a.ndim - len(axes), a.ndim))
-    return last and a.dtype == dtype and (a.flags.num & 0x101) == C_CONTIGUOUS_ALIGNED
+    return are_last(axes, a.ndim) and a.dtype == dtype and (a.flags.num & 0x101) == C_CONTIGUOUS_ALIGNED
 
 
 def is_columns(a: Array, axes: Axes, dtype: np.dtype[Any]) -> bool:
     """Whether the one axis lies across contiguous runs of elements, as kernels for columns want it."""
     if len(axes) != 1 or a.dtype != dtype or (a.flags.num & 0x101) != C_CONTIGUOUS_ALIGNED:
         return False
-    return math.prod(a.shape[axes[0] + 1 :]) >= LEAST_INNER
+    return math.prod(a.shape[axes[0] + 1 :]) > 1
 
 
 # ---- out= ----------------------------------------------------------------------------------------------------------------
@@ -237,10 +239,9 @@ def direct(out: Array, dtype: np.dtype[Any], *inputs: Array | None) -> Array:
 def safe_to_fill(out: Array, *inputs: Array) -> bool:
     """Whether rows of `out` may be written while rows of the inputs are still to be read: the same array or none of it."""
     for a in inputs:
-        if a is out or not a.size:
+        if a is out or not np.may_share_memory(a, out):
             continue
-        same = a.__array_interface__["data"] == out.__array_interface__["data"] and a.strides == out.strides
-        if not (same and a.shape == out.shape) and np.may_share_memory(a, out):
+        if a.shape != out.shape or a.strides != out.strides or a.__array_interface__["data"] != out.__array_interface__["data"]:
             return False
     return True
 

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import _threads
-from .kernels import SMALL
+from .kernels import NARROW32, SMALL
 
 Array = NDArray[Any]
 
@@ -69,7 +69,7 @@ def _rows_of_chunk(shape: tuple[int, int], least: int, chunks: int) -> int:
     n_rows, n_columns = shape
     work = n_rows * n_columns
     many = max(2, min(chunks, work // _LEAST), work // max(_MOST, 16 * n_columns))
-    least = max(least, 16 if n_columns < 104 else 1)
+    least = max(least, 16 if n_columns < NARROW32 else 1)
     return -(-n_rows // ((1 << (many - 1).bit_length()) * least)) * least
 
 

@@ -28,7 +28,6 @@ from ._layout import (
     JOB_RECORD,
     JOB_RESULTS,
     JOB_ROWS,
-    LEAST_INNER,
     NARROW,
     NARROW32,
     OF_JOB,
@@ -44,7 +43,7 @@ from ._lock import building
 
 __all__ = [
     "AWAKE", "BOARD", "BY_WIDTH", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS",
-    "JOB_LONG", "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "LEAST_INNER", "MODULES", "NARROW", "NARROW32", "OF_JOB",
+    "JOB_LONG", "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES", "NARROW", "NARROW32", "OF_JOB",
     "RECORD", "SHORT", "SMALL", "SMALL_PRODUCT", "UNTIL", "WAKES", "WORKER", "ByWidth", "Kernel", "build_all", "built",
     "environment", "kernel",
 ]  # fmt: skip

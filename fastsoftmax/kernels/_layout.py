@@ -3,7 +3,6 @@
 # Classes from which on rows do not lie across lanes, see `_narrow`; of floats, for softmax and its like (log_softmax, Zen 5,
 # cycles a row of 80: 83 -> 74, 100: 103 -> 91; doubles are as fast either way, and gradients lose).
 NARROW, NARROW32 = 64, 104
-LEAST_INNER = 8  # columns side by side: fewer are copied to rows
 # Where a second thread begins to pay if it is awake, in elements of the rows; where a row takes exponentials and the call
 # is short otherwise, in bytes (128 x 100, float64: 12.3 -> 8.6 us; float32 would take 3.7, not 3.2, and backward passes lose);
 # and in multiply-adds of a product, 10 us (128 x 100 x 64, float32: 20 -> 13 us).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
-from ._layout import LEAST_INNER, NARROW, NARROW32, SHORT, SMALL, SMALL_PRODUCT
+from ._layout import NARROW, NARROW32, SHORT, SMALL, SMALL_PRODUCT
 
 
 @register_jitable
@@ -40,7 +40,7 @@ def along_wide_rows(axis, ndim, size, itemsize, first, last):
 def along_columns(axis, ndim, size, itemsize, first):
     """Vectors, n_classes, how many columns lie side by side, and all strips of 64 bytes of them."""
     inner = size // first
-    taken = (axis == 0 or axis == -ndim) and inner >= LEAST_INNER and size * itemsize <= SHORT
+    taken = (axis == 0 or axis == -ndim) and inner > 1 and size * itemsize <= SHORT
     return taken, first, inner, 0, (inner * itemsize + 63) // 64
 
 
@@ -52,7 +52,7 @@ def backward_along_rows(axis, ndim, size, first, last):
 
 def backward_along_columns(axis, ndim, size, itemsize, first):
     inner = size // first
-    taken = (axis == 0 or axis == -ndim) and inner >= LEAST_INNER and size <= SMALL
+    taken = (axis == 0 or axis == -ndim) and inner > 1 and size <= SMALL
     return taken, first, inner, 0, (inner * itemsize + 63) // 64
 
 
