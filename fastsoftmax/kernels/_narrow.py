@@ -154,22 +154,30 @@ def kept_sums(sums: Any, b: int) -> Any:
 
 
 @inline
+def ask_for(ahead: Any, out: Any, j: int, count: int, by: int) -> None:
+    """The logits at `ahead`, the results' place at `out`: a line for each of `count` classes from j on."""
+    for k in range(j, j + count):
+        prefetch(ahead, k * by)
+        prefetch_to_write(out, k * by)
+
+
+@inline
 def tile_sums(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any, by: int) -> Any:
     """The exponentials, which go to `e`, it may be the tile itself, and the lanes' sums, see `lane_start`.
 
     Asks for what comes next while it computes, a line for each class, `by` apart: the logits at `ahead`, the results' place at
-    `out`.
+    `out`. A few at a time: all at once they are more than a CPU keeps track of (Ice Lake, one thread, softmax, float32: 20000 x
+    80 1.90 -> 1.29 ms, 8192 x 10 90 -> 85 us, log_softmax 96 -> 89).
     """
     step, base = lanes(tile), origin(m)
     hi, lo = lane_start(tile)
     j = 0
-    for k in range(n):
-        prefetch(ahead, k * by)
-        prefetch_to_write(out, k * by)
     if n >= 4:
         begun = four_begun(tile, 0, base)
+        ask_for(ahead, out, 0, 4, by)
         while j + 8 <= n:
             following = four_begun(tile, (j + 4) * step, base)
+            ask_for(ahead, out, j + 4, 4, by)
             hi, lo = four_ended(begun, e, j * step, True, hi, lo)
             begun = following
             j += 4
@@ -177,6 +185,7 @@ def tile_sums(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any, by: int) 
         j += 4
     while j < n:
         a = exp_from(load(tile, j * step), base)
+        ask_for(ahead, out, j, 1, by)
         store(e, j * step, a)
         hi, lo = lane_add(hi, lo, a)
         j += 1
