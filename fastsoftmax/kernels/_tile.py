@@ -133,7 +133,7 @@ def _multiply_add(acc: Tile, ahead: bool) -> Any:
                 a_at, b_at = builder.mul(loop.index, a_step), builder.mul(loop.index, b_step)
                 step = [load(_address(builder, p, b_at, vector), first) for p, first in zip(b_vectors, firsts)]
                 if ahead:
-                    at = builder.mul(loop.index, ir.Constant(_I64, acc.vectors * vector.lanes))
+                    at = builder.mul(loop.index, args[11])
                     for v in range(acc.vectors):
                         _ask(builder, builder.gep(args[10], [builder.add(at, ir.Constant(_I64, v * vector.lanes))]), SECOND)
                 for r, p in enumerate(a_rows):
@@ -184,11 +184,11 @@ def multiply_add(
 @intrinsic
 def multiply_add_ahead(
     typingctx: Any, acc: Any, a: Any, a_row: Any, a_step: Any, rows: Any,
-    b: Any, b_vector: Any, b_step: Any, columns: Any, n: Any, ahead: Any,
+    b: Any, b_vector: Any, b_step: Any, columns: Any, n: Any, ahead: Any, ahead_step: Any,
 ) -> Any:  # fmt: skip
-    """The same, and asks for memory from `ahead` on, as much as it reads of b."""
+    """The same, and asks for acc's vectors at ahead[t * ahead_step], side by side."""
     i64 = types.int64
-    return acc(acc, a, i64, i64, i64, b, i64, i64, i64, i64, ahead), _multiply_add(acc, ahead=True)
+    return acc(acc, a, i64, i64, i64, b, i64, i64, i64, i64, ahead, i64), _multiply_add(acc, ahead=True)
 
 
 @intrinsic

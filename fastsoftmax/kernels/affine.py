@@ -59,7 +59,9 @@ from ._tile import (
 from ._transpose import load_transposed
 
 THIN, FEW = 10, 3
-TOGETHER = 4  # rows of weight, see `few_rows`
+TOGETHER = 4  # rows of weight, see `few_rows`, and of how many rows of x: of a large weight, of another
+FEW_FAR, FEW_NEAR = (1, 0) if WIDE else (4 * ROWS, FEW)
+LARGE = 1 << 14  # vectors of weight, 1 MB: beyond a second cache
 DEPTH = 1024
 SLAB = 512
 # With 512-bit vectors a panel at a time is copied, for many rows, which stay in a second cache of 1 MB. With 256 bits a panel
@@ -135,14 +137,28 @@ def panels_product(a, a_tile, a_step, n_rows, b, b_vector, b_step, columns, n, o
 
 
 @inline
-def panel_product_ended(acc, a, a_row, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun, biased, bias, relu):
+def at_hand(acc, a, a_row, rows, b, b_vector, b_step, columns, n):
+    """Where a panel's rows lie side by side."""
+    return multiply_add(acc, a, a_row, 1, rows, b, b_vector, b_step, columns, n)
+
+
+@inline
+def far_apart(acc, a, a_row, rows, b, b_vector, b_step, columns, n):
+    """Where each may be on a page of its own: asks for those to come."""
+    return multiply_add_ahead(acc, a, a_row, 1, rows, b, b_vector, b_step, columns, n, shift(b, AHEAD * b_step), b_step)
+
+
+@inline
+def panel_product_ended(
+    acc, multiply, a, a_row, n_rows, b, b_vector, b_step, columns, n, out, out_row, begun, biased, bias, relu
+):  # fmt: skip
     """The same, and the bias and the rectifier while the results are in registers."""
     height = tile_rows(acc)
     for i in range(0, n_rows, height):
         rows = min(height, n_rows - i)
         to = shift(out, i * out_row)
         ask_for_tile(to, out_row, rows, columns)
-        c = multiply_add(acc, shift(a, i * a_row), a_row, 1, rows, b, b_vector, b_step, columns, n)
+        c = multiply(acc, shift(a, i * a_row), a_row, rows, b, b_vector, b_step, columns, n)
         end_tile(c, to, out_row, rows, columns, begun, biased, bias, relu)
 
 
@@ -158,36 +174,31 @@ def panel_rest_ended(a, a_row, n_rows, b, b_step, columns, n, out, out_row, begu
 
 @inline
 def panels_product_ended(
-    a, a_row, n_rows, b, b_vector, b_step, columns, whole, rest_step, n, out, out_row, span, begun, biased, bias, relu
+    a, a_row, n_rows, b, b_vector, b_step, columns, whole, rest_step, n, out, out_row, span, far, begun, biased, bias, relu
 ):  # fmt: skip
     """The same for many panels, `span` columns each, with the tiles that fit; columns from `whole` on are left to `rest`."""
     step, j = lanes(b), 0
     while j < columns:
         width, q = min(span, whole - j) if j < whole else columns - j, shift(b, j // step * b_vector)
-        to, add_to = shift(out, j), shift(bias, j)
+        to, end = shift(out, j), (begun, biased, shift(bias, j), relu)
         if j == whole:
-            panel_rest_ended(a, a_row, n_rows, q, rest_step, width, n, to, out_row, begun, biased, add_to, relu)
+            panel_rest_ended(a, a_row, n_rows, q, rest_step, width, n, to, out_row, *end)
+        elif n_rows <= FEW and WIDE and far:
+            panel_product_ended(tile(a, FEW, 7), far_apart, a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, *end)
         elif n_rows <= FEW and WIDE and width <= 7 * step:
-            panel_product_ended(
-                tile(a, 1, 7), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
-            )
+            panel_product_ended(tile(a, 1, 7), at_hand, a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, *end)
         elif n_rows <= FEW and WIDE:
-            panel_product_ended(
-                tile(a, 1, 8), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
-            )
+            panel_product_ended(tile(a, 1, 8), at_hand, a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, *end)
+        elif far and width > 2 * step:
+            acc = tile(a, ROWS, VECTORS)
+            panel_product_ended(acc, far_apart, a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, *end)
         elif width > 2 * step:
-            panel_product_ended(
-                tile(a, ROWS, VECTORS), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to,
-                relu,
-            )  # fmt: skip
+            acc = tile(a, ROWS, VECTORS)
+            panel_product_ended(acc, at_hand, a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, *end)
         elif width > step:
-            panel_product_ended(
-                tile(a, ROWS, 2), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
-            )
+            panel_product_ended(tile(a, ROWS, 2), at_hand, a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, *end)
         else:
-            panel_product_ended(
-                tile(a, ROWS, 1), a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, begun, biased, add_to, relu
-            )
+            panel_product_ended(tile(a, ROWS, 1), at_hand, a, a_row, n_rows, q, b_vector, b_step, width, n, to, out_row, *end)
         j += width
 
 
@@ -296,21 +307,25 @@ def turn_panels(b, b_row, n, columns, panels):
 
 @inline
 def few_rows(x, n_rows, n_in, weight, n_out, biased, bias, relu, out, sums):
-    """out = x @ weight + bias for `FEW` rows: `TOGETHER` of weight's rows at a time, as they lie, the sums in a first cache.
+    """out = x @ weight + bias: `TOGETHER` of weight's rows at a time, as they lie, the sums of all rows in a first cache.
 
-    Where registers hold the sums of few columns (Zen 3, 784 x 1000, one row, float32: 142 -> 82 us).
+    Memory is read in its order, once (Ice Lake, 1000 x 1000, one row: float32 220 -> 170 us, float64 450 -> 350). And where
+    registers hold the sums of few columns (Zen 3, 784 x 1000, one row, float32: 142 -> 82 us).
     """
     step, zero = lanes(x), constant(x, 0.0, 0.0)
-    for i in range(n_rows):
-        p, to = shift(x, i * n_in), shift(out, i * n_out)
-        for start in range(0, max(n_in, 1), DEPTH):
-            end = min(start + DEPTH, n_in)
+    row = (n_out + step - 1) // step * step
+    for start in range(0, max(n_in, 1), DEPTH):
+        end = min(start + DEPTH, n_in)
+        for j in range(0, n_rows * row, step):
+            store(sums, j, zero)
+        for k in range(start, end, TOGETHER):
+            for i in range(n_rows):
+                some, p = min(TOGETHER, end - k), shift(x, i * n_in + k)
+                add_weighted_rows(shift(weight, k * n_out), n_out, some, p, shift(sums, i * row))
+        for i in range(n_rows):
+            to = shift(out, i * n_out)
             for j in range(0, n_out, step):
-                store(sums, j, zero)
-            for k in range(start, end, TOGETHER):
-                add_weighted_rows(shift(weight, k * n_out), n_out, min(TOGETHER, end - k), shift(p, k), sums)
-            for j in range(0, n_out, step):
-                value, count = load(sums, j), n_out - j
+                value, count = load(sums, i * row + j), n_out - j
                 if start > 0:
                     value = value + load_first(to, j, count, zero)
                 if biased and end == n_in:
@@ -425,16 +440,18 @@ def affine(x, weight, bias, out, transposed, relu, first, last):
     if transposed and n_rows <= FEW:
         few_rows_transposed(x_, n_rows, n_in, w, n_out, biased, b, relu, to)
         return
-    if n_rows <= FEW and not WIDE:
-        sums = scratch(w, n_out + step)
+    far = not transposed and n_out > SPREAD * step and weight.size >= LARGE * step
+    if not transposed and n_rows <= (FEW_FAR if far else FEW_NEAR):
+        sums = scratch(w, (n_out + step) * n_rows)
         few_rows(x_, n_rows, n_in, w, n_out, biased, b, relu, to, sums)
         release(sums)
         return
     copied = transposed or (n_rows > 4 * ROWS and (n_out > SPREAD * step or not WIDE))
+    far = far and not copied
     span, group = VECTORS * step, PANELS * VECTORS * step if copied else n_out
     if n_rows <= FEW and not copied:
         vectors = (n_out + step - 1) // step  # reading weight is all the work: not one load more than must be
-        span = (7 if (vectors + 6) // 7 == (vectors + 7) // 8 else 8) * step
+        span = (7 if far or (vectors + 6) // 7 == (vectors + 7) // 8 else 8) * step
     whole = n_out - rest(w, n_out) if n_rows > ROWS else n_out
     # Rows of x a multiple of 1 KB apart are copied too: they would contend for the same places in caches (1024 x 1024 x 1000,
     # Zen 3: 0.87 of OpenBLAS's speed, 0.99 so).
@@ -468,7 +485,7 @@ def affine(x, weight, bias, out, transposed, relu, first, last):
                         p = block
                     panels_product_ended(
                         p, p_row, height, q, q_vector, q_step, columns, there, q_rest, depth,
-                        shift(to, t * n_out + j), n_out, span, begun, add, shift(b, j), rectify,
+                        shift(to, t * n_out + j), n_out, span, far, begun, add, shift(b, j), rectify,
                     )  # fmt: skip
     release(panels)
 
@@ -695,11 +712,11 @@ def thin_outer(grad_out, x, n, n_in, n_out, out, begun, ahead):
             columns, to = min(OUTER_VECTORS * step, n_in - j), shift(out, c * n_in + j)
             g, b, more = shift(grad_out, c), shift(x, j), shift(ahead, j * n)
             if columns <= step:
-                last = multiply_add_ahead(tile(x, OUTER_ROWS, 1), g, 1, n_out, rows, b, step, n_in, columns, n, more)
+                last = multiply_add_ahead(tile(x, OUTER_ROWS, 1), g, 1, n_out, rows, b, step, n_in, columns, n, more, step)
                 end_sums(last, to, n_in, rows, columns, begun)
             else:
                 acc = tile(x, OUTER_ROWS, OUTER_VECTORS)
-                acc = multiply_add_ahead(acc, g, 1, n_out, rows, b, step, n_in, columns, n, more)
+                acc = multiply_add_ahead(acc, g, 1, n_out, rows, b, step, n_in, columns, n, more, OUTER_VECTORS * step)
                 end_sums(acc, to, n_in, rows, columns, begun)
 
 
