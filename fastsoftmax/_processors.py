@@ -32,7 +32,7 @@ def _groups(root: str) -> Iterator[str]:
 
     In a container the path may be the host's, of which only the last folder is there: the container's own group.
     """
-    with contextlib.suppress(OSError), open(f"{root}/proc/self/cgroup", encoding="utf-8", errors="replace") as file:
+    with contextlib.suppress(OSError, ValueError), open(f"{root}/proc/self/cgroup", encoding="utf-8", errors="replace") as file:
         for line in file:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             if controllers and "cpu" not in controllers.split(","):

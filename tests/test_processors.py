@@ -27,6 +27,7 @@ GROUPS = {
         {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n", "unified/cpu.pressure": "\n"},
         2.0,
     ),
+    "no groups": ("nothing to be read\n", {"cpu.max": "100000 100000\n"}, math.inf),
     "not understood": ("0::/\n", {"cpu.max": "all of it\n"}, math.inf),
 }
 
