@@ -62,9 +62,10 @@ def _along_rows(name: str, logits: ArrayLike, axis: Any, out: Any) -> Array:
     n_classes = _arrays.classes_along(x.shape, axes, "logits")
     if out is None and x.size and _arrays.are_last(axes, x.ndim):
         as_taken = _arrays.contiguous(x, dtype)  # a copy is where the result may be, too
-        rows = as_taken.reshape(-1, n_classes)
+        rows = as_taken if len(axes) == 1 else as_taken.reshape(-1, n_classes)
         if (result := _as_it_lies(name, rows, _LAST, None if as_taken is x else rows)) is not None:
-            return _arrays.cast(result, x.dtype).reshape(x.shape)
+            result = _arrays.cast(result, x.dtype)
+            return result if len(axes) == 1 else result.reshape(x.shape)
     result = _arrays.result_array(out, x.shape, x.dtype)
     if x.size == 0:
         return result

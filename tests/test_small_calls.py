@@ -327,6 +327,18 @@ def test_losses_down_the_columns_of_small_matrices(options, targets, n_rows, dty
     assert_same(given, tuple(before))
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_results_for_rows_that_are_copied_are_arrays_of_their_own(name, dtype):
+    """Not views: those are no places for results of small calls."""
+    call, z = getattr(fs, name), Z.astype(dtype)
+    for x in z.tolist(), z[::2], z.astype(np.float16), z[::-1, ::-1]:
+        result = call(x)
+        assert result.flags.owndata
+        assert_same(result, call(np.array(x)))
+    cube = np.arange(24.0, dtype=dtype).reshape(2, 3, 4)[:, ::-1]
+    assert_same(call(cube, axis=(1, 2)), call(cube.reshape(2, 12)).reshape(2, 3, 4))
+
+
 def test_what_does_not_fit_down_the_columns_is_told_in_their_shape():
     z = Z.T.copy()
     for targets, got in (T[:3], r"\(3,\)"), (np.ones((24, 10)), r"\(24, 10\)"), (np.ones((10, 24, 1)), r"\(10, 24, 1\)"):

@@ -314,34 +314,42 @@ def turn_panels(b, b_row, n, columns, panels):
 
 @inline
 def few_rows(x, n_rows, n_in, weight, n_out, biased, bias, relu, out, sums):
-    """out = x @ weight + bias: `TOGETHER` of weight's rows at a time, as they lie, the sums of all rows in a first cache.
+    """out = x @ weight + bias: `TOGETHER` of weight's rows at a time, as they lie, the sums of all rows in a near cache.
 
     Memory is read in its order, once (Ice Lake, 1000 x 1000, one row: float32 220 -> 170 us, float64 450 -> 350). And where
     registers hold the sums of few columns (Zen 3, 784 x 1000, one row, float32: 142 -> 82 us).
     """
-    step, zero = lanes(x), constant(x, 0.0, 0.0)
-    row = (n_out + step - 1) // step * step
-    for start in range(0, max(n_in, 1), DEPTH):
-        end = min(start + DEPTH, n_in)
-        for j in range(0, n_rows * row, step):
-            store(sums, j, zero)
-        for k in range(start, end, TOGETHER):
+    step, zero, most = lanes(x), constant(x, 0.0, 0.0), columns_together(x, n_rows)
+    for c in range(0, n_out, most):
+        columns = min(most, n_out - c)
+        row = (columns + step - 1) // step * step
+        for start in range(0, max(n_in, 1), DEPTH):
+            end = min(start + DEPTH, n_in)
+            for j in range(0, n_rows * row, step):
+                store(sums, j, zero)
+            for k in range(start, end, TOGETHER):
+                for i in range(n_rows):
+                    some, p = min(TOGETHER, end - k), shift(x, i * n_in + k)
+                    add_weighted_rows(shift(weight, k * n_out + c), n_out, columns, some, p, shift(sums, i * row))
             for i in range(n_rows):
-                some, p = min(TOGETHER, end - k), shift(x, i * n_in + k)
-                add_weighted_rows(shift(weight, k * n_out), n_out, some, p, shift(sums, i * row))
-        for i in range(n_rows):
-            to = shift(out, i * n_out)
-            for j in range(0, n_out, step):
-                value, count = load(sums, i * row + j), n_out - j
-                if start > 0:
-                    value = value + load_first(to, j, count, zero)
-                if biased and end == n_in:
-                    value = value + load_first(bias, j, count, zero)
-                store_first(to, j, larger(zero, value) if relu and end == n_in else value, count)
+                to = shift(out, i * n_out + c)
+                for j in range(0, columns, step):
+                    value, count = load(sums, i * row + j), columns - j
+                    if start > 0:
+                        value = value + load_first(to, j, count, zero)
+                    if biased and end == n_in:
+                        value = value + load_first(bias, c + j, count, zero)
+                    store_first(to, j, larger(zero, value) if relu and end == n_in else value, count)
 
 
 @inline
-def add_weighted_rows(rows, n, count, factors, sums):
+def columns_together(like, n_rows):
+    """Of how many columns `few_rows` keeps sums: 64 KB, or 4 KB for each row."""
+    return max(64, 1024 // max(1, n_rows)) * lanes(like)
+
+
+@inline
+def add_weighted_rows(rows, row, n, count, factors, sums):
     """sums += factors[0] * rows[0] + factors[1] * rows[1] + ..., in this order."""
     step, zero = lanes(rows), constant(rows, 0.0, 0.0)
     if count == TOGETHER:
@@ -349,19 +357,19 @@ def add_weighted_rows(rows, n, count, factors, sums):
         j = 0
         while j + step <= n:
             value = fma(a, load(rows, j), load(sums, j))
-            value = fma(b, load(rows, n + j), value)
-            value = fma(c, load(rows, 2 * n + j), value)
-            store(sums, j, fma(d, load(rows, 3 * n + j), value))
+            value = fma(b, load(rows, row + j), value)
+            value = fma(c, load(rows, 2 * row + j), value)
+            store(sums, j, fma(d, load(rows, 3 * row + j), value))
             j += step
         if j < n:
             value = load(sums, j)
             for k in range(TOGETHER):
-                value = fma(splat(item(factors, k)), load_first(rows, k * n + j, n - j, zero), value)
+                value = fma(splat(item(factors, k)), load_first(rows, k * row + j, n - j, zero), value)
             store(sums, j, value)
     else:
         for k in range(count):
             for j in range(0, n, step):
-                value = load_first(rows, k * n + j, n - j, zero)
+                value = load_first(rows, k * row + j, n - j, zero)
                 store(sums, j, fma(splat(item(factors, k)), value, load(sums, j)))
 
 
@@ -449,7 +457,7 @@ def affine(x, weight, bias, out, transposed, relu, first, last):
         return
     far = not transposed and n_out > SPREAD * step and weight.size >= LARGE * step
     if not transposed and n_rows <= (FEW_FAR if far else FEW_NEAR):
-        sums = scratch(w, (n_out + step) * n_rows)
+        sums = scratch(w, n_rows * (min(n_out, columns_together(w, n_rows)) + step))
         few_rows(x_, n_rows, n_in, w, n_out, biased, b, relu, to, sums)
         release(sums)
         return
