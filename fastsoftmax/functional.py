@@ -259,7 +259,7 @@ def logsumexp(logits: ArrayLike, axis: int | tuple[int, ...] | None = -1, *, kee
         shape = np.shape(logits)
         return np.reshape(lse, (1,) * len(shape) if axis is None else (*shape[:-1], 1))
     if axis is _FIRST and type(logits) is ndarray and logits.ndim == 2 and 0 < logits.size <= _TURNED:
-        lse = logsumexp(logits.T.copy())  # as `_turned`: 10 x 8, 11 -> 2.6 us
+        lse = logsumexp(logits.T.copy())  # as `_turned`: 10 x 8, 13 -> 3.2 us
         return lse[None] if keepdims else lse
     x = _arrays.floats(logits, "logits")
     axes = _arrays.axes_of(axis, x.ndim)
