@@ -182,7 +182,7 @@ def address(array: Any) -> int:
 # float32, alone 81, so 95, woken for every third one 251). Long calls look at a clock that takes 0.4.
 QUICK, _WAKING, _CLOSELY, _LONG = 30.0, 150.0, 300.0, 100.0
 # A call wakes one after the other, and does nothing else meanwhile: h workers save about cost / h and take h * _WAKE / 2, least
-# in all for the root of 2 * cost / _WAKE. (Ice Lake, virtual: 45 for the first, 10 for each that has no processor to itself.)
+# in all for the root of 2 * cost / _WAKE. (Ice Lake, virtual, two processors: 39 to 45 for the first, 2 to 12 for each other.)
 _WAKE = 20.0
 
 

@@ -167,7 +167,7 @@ def tile_sums(tile: Any, n: int, m: Any, e: Any, ahead: Any, out: Any, by: int) 
 
     Asks for what comes next while it computes, a line for each class, `by` apart: the logits at `ahead`, the results' place at
     `out`. A few at a time: all at once they are more than a CPU keeps track of (Ice Lake, one thread, softmax, float32: 20000 x
-    80 1.90 -> 1.29 ms, 8192 x 10 90 -> 85 us, log_softmax 96 -> 89).
+    80 1.90 -> 1.29 ms, 8192 x 10 90 -> 85 us, log_softmax 102 -> 89).
     """
     step, base = lanes(tile), origin(m)
     hi, lo = lane_start(tile)
