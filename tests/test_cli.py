@@ -83,17 +83,18 @@ def test_demo_fails_when_too_little_is_learnt(monkeypatch):
     assert _cli.main(["demo", "--epochs", "1"]) == 1
 
 
-def test_demo_compiles_all_that_training_needs_under_its_progress_bar():
+@pytest.mark.parametrize("command", ["demo", "train"])
+def test_all_kernels_of_a_command_are_compiled_under_its_progress_bar(command, mnist):
     """In a new process: here other tests have built kernels already."""
     code = (
-        "from fastsoftmax import MLP, load_digits; from fastsoftmax._cli import demo;"
-        "from fastsoftmax.kernels import built;"
-        "demo.compile_first(); before = set(built()); x, y, *_ = load_digits();"
-        "[MLP((100,), scale=1 / 16, dtype=dtype).fit(x[:256], y[:256], epochs=1) for dtype in ('float32', 'float64')];"
-        "print(sorted(set(built()) - before), len(before) - len(demo.NEEDED))"
+        f"import sys; from fastsoftmax import _cli; from fastsoftmax._cli import {command} as command;"
+        "from fastsoftmax.kernels import built; build, seen = command.build, [];"
+        "command.build = lambda wanted: [build(pairs := list(wanted)), seen.append((set(built()), {*dict(pairs)}))];"
+        "_cli.main(sys.argv[1:]); (ready, wanted), = seen; print(sorted(set(built()) - ready), {*dict(ready)} - wanted)"
     )
-    out = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert out.splitlines()[-1] == "[] 0"
+    arguments = ["--data", str(mnist)] if command == "train" else []
+    out = subprocess.check_output([sys.executable, "-c", code, command, "--epochs", "1", *arguments], text=True)
+    assert out.splitlines()[-1] == "[] set()"
 
 
 @pytest.mark.parametrize(
