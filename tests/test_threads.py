@@ -357,10 +357,17 @@ def test_how_many_fewer_and_for_how_long():
     from numba import njit
 
     from fastsoftmax.kernels._board import step_back
-    from fastsoftmax.kernels._layout import WORKED
+    from fastsoftmax.kernels._layout import LIMIT, WORKED
 
     board = np.zeros(BOARD, np.int64)
-    tell = njit(lambda board, time, kept: step_back(board, time, kept))
+    tell = njit(lambda board, time, kept, took: step_back(board, time, kept, took))
+    for helpers, took, fewer in (1, 7, 0), (1, 5, 1), (2, 10, 0), (2, 8, 1):  # kept for 3: one of so many saves less, or more
+        board[:] = 0
+        board[LIMIT] = helpers
+        tell(_threads.address(board), 10**9, 3 * 10**6, took * 10**6)
+        assert (board[FEWER], board[UNTIL]) == (fewer, fewer * 1003 * 10**6)
+    board[:] = 0
+    board[LIMIT] = 1
     for worked, time_, kept, fewer, until in (
         (0, 1000, 0.4, 0, 0),  # the system's own small tasks
         (0, 1000, 3, 1, 1003),
@@ -374,10 +381,10 @@ def test_how_many_fewer_and_for_how_long():
         (0, 5000, 3000, 1, 6000),  # a second at most
     ):
         board[WORKED] += worked * 10**6
-        tell(_threads.address(board), time_ * 10**6, int(kept * 1e6))
+        tell(_threads.address(board), time_ * 10**6, int(kept * 1e6), int(kept * 1e6))
         assert (board[FEWER], board[UNTIL]) == (fewer, until * 10**6)
     for _ in range(20):
-        tell(_threads.address(board), time_ := board[UNTIL] + 10**6, 10**6)
+        tell(_threads.address(board), time_ := board[UNTIL] + 10**6, 10**6, 10**6)
     assert board[UNTIL] == time_ + 10**9
 
 
@@ -393,7 +400,7 @@ def test_a_call_taken_for_a_short_one_may_be_slow():
     address, offer, take_back = _threads.address(board), njit(_board.offer), njit(_board.take_back)
 
     def call(milliseconds, working):
-        assert offer(address, 0, 0, 0, False)
+        assert offer(address, 0, 0, 1, False)
         start = time.monotonic_ns()
         if working:
             used = time.thread_time_ns()

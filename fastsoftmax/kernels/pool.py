@@ -69,8 +69,8 @@ def serve(board, worker):
             add(at(board, STATE), -1)
             since = now()
             if since - seen > KEPT:
-                before, kept, seen = kept, since - used(), since
-                step_back(board, since, kept - before)
+                before, kept, took, seen = kept, since - used(), since - seen, since
+                step_back(board, since, kept - before, took)
         pause()
         idle += 1
         if idle % _GLANCE != 0:
