@@ -87,7 +87,7 @@ def _factors(logits: Array, e: Array, n: int, inner: int, keep: bool, exact: boo
 
 
 def _softmax_backward(grad_probs: Array, probs: Array, grad_logits: Array, n: int, inner: int) -> None:
-    dtype, step = probs.dtype, 64 // probs.itemsize
+    dtype, step = grad_probs.dtype, 64 // grad_probs.itemsize
     run = -(-inner // step) * step
     sums, dots = np.empty(32 * run + 8), np.empty((2, run), dtype)
     arguments = grad_probs, probs, sums, n, inner

@@ -745,6 +745,17 @@ def test_a_gradient_in_place_of_the_probabilities(n, dtype, rng):
         np.testing.assert_array_equal(inside, grad)
 
 
+@pytest.mark.parametrize("kind", ["f2", ">f2", "i4"])
+def test_backward_down_many_classes_of_another_type(kind, dtype, rng):
+    """Where threads share the classes, and the kernels are there already."""
+    grad, probs = rng.standard_normal((2000, 60)).astype(dtype), rng.integers(0, 2, (2000, 60)).astype(kind)
+    fs.softmax_backward(grad[:5].copy(), grad[:5].copy(), axis=0)
+    with fs.num_threads(2):
+        result = fs.softmax_backward(grad, probs, axis=0)
+        other = fs.softmax_backward(grad.astype(result.dtype), probs.astype(result.dtype), axis=0)
+    np.testing.assert_array_equal(result, other)
+
+
 @pytest.mark.parametrize("name", ["class_weight", "sample_weight"])
 @pytest.mark.parametrize("wrong", [np.ones(11), np.ones((1, 10)), np.ones(10, complex), np.array(["1"] * 10)], ids=str)
 def test_weights_that_do_not_fit(name, wrong, dtype):
