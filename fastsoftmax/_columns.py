@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import _arrays
 from ._rows import over_rows
 from ._threads import get_num_threads, threads_now
-from .kernels import KERNELS, NARROW, SMALL
+from .kernels import KERNELS, NARROW, SIDE_BY_SIDE, SMALL
 
 Array = NDArray[Any]
 
@@ -29,11 +29,17 @@ _CLASSES, _COLUMNS, _THREADS, _PAST = 8 * NARROW, 4096, 8, 32 << 20
 def down_columns(name: str, arrays: tuple[Array, ...], n: int, inner: int, small: int = SMALL) -> None:
     """Run a kernel down the columns of arrays (n_outer, n, inner), the last of them for the result."""
     array = arrays[0]
-    share, least = _SHARED.get(name, (None, 0))
-    if share and array.size == n * inner >= least and n >= _CLASSES and inner <= _COLUMNS and 1 < threads_now() <= _THREADS:
-        share(*arrays, n, inner)
+    if array.size == n * inner and n >= _CLASSES and inner <= _COLUMNS and name in _SHARED and _by_classes(name, n, inner):
+        _SHARED[name].share(*arrays, n, inner)
     else:
         over_columns(KERNELS[name + "_columns"][array.dtype], arrays, n, inner, array, small)
+
+
+def _by_classes(name: str, n: int, inner: int) -> bool:
+    threads, way = threads_now(), _SHARED[name]
+    if threads == 1:
+        return inner > SIDE_BY_SIDE and n >= way.alone
+    return threads <= _THREADS and n * inner >= way.least
 
 
 def over_columns(
@@ -97,14 +103,28 @@ def _softmax_backward(grad_probs: Array, probs: Array, grad_logits: Array, n: in
     over_rows(KERNELS["shared_softmax_backward"][dtype], (grad_probs, probs, dots, grad_logits, streaming, inner), (n, inner))
 
 
-# From how many elements on. Two threads, Zen 3, by columns -> by classes: 1000 x 128: softmax_backward float32 82 -> 57 us,
-# float64 118 -> 94, softmax float32 101 -> 127; 1000 x 1024: softmax_backward 531 -> 324, 2,077 -> 1,126, softmax 889 -> 811,
-# 2,210 -> 1,927, log_softmax 749 -> 672, 1,889 -> 1,849; 32000 x 256, ms: 14.1 -> 6.5, 23 -> 13, 12.7 -> 8.4, 24 -> 20, 12.4 ->
-# 8.3, 23 -> 16; 4096 x 4096, float64, ms: 41 -> 34, 55 -> 41, 57 -> 36; fewer classes, 300 x 4096: log_softmax 883 -> 996 us.
-_SHARED: dict[str, tuple[Callable[..., None], int]] = {
-    "softmax": (_softmax, 1 << 18),
-    "log_softmax": (_log_softmax, 1 << 19),
-    "softmax_backward": (_softmax_backward, 1 << 16),
+class _Way(NamedTuple):
+    """How classes are shared, from how many elements on and, by a thread alone, from how many classes on.
+
+    Two threads, Zen 3, by columns -> by classes: 1000 x 128: softmax_backward float32 82 -> 57 us, float64 118 -> 94, softmax
+    float32 101 -> 127; 1000 x 1024: softmax_backward 531 -> 324, 2,077 -> 1,126, softmax 889 -> 811, 2,210 -> 1,927,
+    log_softmax 749 -> 672, 1,889 -> 1,849; 32000 x 256, ms: 14.1 -> 6.5, 23 -> 13, 12.7 -> 8.4, 24 -> 20, 12.4 -> 8.3, 23 ->
+    16; 4096 x 4096, float64, ms: 41 -> 34, 55 -> 41, 57 -> 36; fewer classes, 300 x 4096: log_softmax 883 -> 996 us.
+
+    One thread, Ice Lake, ms, where not all columns are taken side by side and the classes of some leave the second cache from
+    pass to pass: 4096 x 4096: softmax 36 -> 27, 76 -> 62, log_softmax 36 -> 26, 78 -> 50; 4096 x 2048: 16 -> 12, 32 -> 27,
+    15 -> 11, 29 -> 21; 2000 x 2048: 7.3 -> 7.2, 14.7 -> 15.8, 6.7 -> 5.8, 13.9 -> 12.2. softmax_backward takes the same time.
+    """
+
+    share: Callable[..., None]
+    least: int
+    alone: float
+
+
+_SHARED = {
+    "softmax": _Way(_softmax, 1 << 18, 4096),
+    "log_softmax": _Way(_log_softmax, 1 << 19, 2048),
+    "softmax_backward": _Way(_softmax_backward, 1 << 16, math.inf),
 }
 
 

@@ -224,7 +224,7 @@ def main(dtype, at_end, sizes, *, large=False):
     if large:
         fs.set_num_threads(2)
         _rows._STREAM = _rows._STREAM_ROW = _rows._ONCE = _columns._PAST = _columns._CLASSES = 0
-        _columns._SHARED = {name: (share, 0) for name, (share, _) in _columns._SHARED.items()}
+        _columns._SHARED = {name: way._replace(least=0) for name, way in _columns._SHARED.items()}
     count = 0
     for n, k in sizes:
         plain = calls(fs, np.random.default_rng([n, k]), dtype, n, k, np.array)

@@ -14,7 +14,7 @@ from cases import CASES, find
 from tolerance import EXACT, assert_same_bits, assert_ulps
 
 import fastsoftmax as fs
-from fastsoftmax import _rows
+from fastsoftmax import _columns, _rows
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Rows and classes: one of each; two, where one class is all the others; fewer classes than lanes; the same with more
@@ -225,7 +225,7 @@ def test_columns_that_threads_share_have_the_bits_of_rows(function, n_classes, t
 # within the caches and, the last, past them.
 @pytest.mark.parametrize("function", ["softmax", "log_softmax", "softmax_backward"])
 @pytest.mark.parametrize(
-    ("n_classes", "vectors", "more"), [(512, 64, 0), (9000, 3, 5), (100_003, 0, 8), (1037, 40, 3), (5003, 64, 1)]
+    ("n_classes", "vectors", "more"), [(512, 64, 0), (9000, 3, 5), (100_003, 0, 8), (1037, 40, 3), (4099, 128, 1)]
 )
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_classes_that_threads_share_give_the_bits_of_rows(function, n_classes, vectors, more, threads, dtype, rng):
@@ -240,6 +240,27 @@ def test_classes_that_threads_share_give_the_bits_of_rows(function, n_classes, v
     with fs.num_threads(threads):
         for to in (None, elsewhere, z):
             assert_same_bits(call(*first, z, axis=0, out=to), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "threads", "shared"),
+    [
+        ((4096, 1025), 0, 1, True),
+        ((4095, 1025), 0, 1, False),
+        ((4096, 1024), 0, 1, False),
+        ((4096, 4097), 0, 1, False),
+        ((2, 4096, 1025), 1, 1, False),
+        ((2048, 128), 0, 2, True),
+        ((2047, 128), 0, 2, False),
+        ((2048, 128), 0, 9, False),
+    ],
+)
+def test_where_softmax_goes_class_by_class(shape, axis, threads, shared, monkeypatch):
+    calls = []
+    monkeypatch.setitem(_columns._SHARED, "softmax", _columns._SHARED["softmax"]._replace(share=lambda *_: calls.append(1)))
+    with fs.num_threads(threads):
+        fs.softmax(np.zeros(shape, np.float32), axis=axis)
+    assert calls == [1] * shared
 
 
 @pytest.mark.parametrize("shape", [(3, 10), (300, 7), (2, 3, 10)])

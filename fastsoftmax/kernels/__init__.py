@@ -33,6 +33,7 @@ from ._layout import (
     OF_JOB,
     RECORD,
     SHORT,
+    SIDE_BY_SIDE,
     SMALL,
     SMALL_PRODUCT,
     UNTIL,
@@ -44,8 +45,8 @@ from ._lock import building
 __all__ = [
     "AWAKE", "BOARD", "BY_WIDTH", "CHUNKS", "CLOSED", "FEWER", "IGNORED", "JOB", "JOB_BOARD", "JOB_HELPERS", "JOB_HOLDS",
     "JOB_LONG", "JOB_RECORD", "JOB_RESULTS", "JOB_ROWS", "KERNELS", "MODULES", "NARROW", "NARROW32", "OF_JOB",
-    "RECORD", "SHORT", "SMALL", "SMALL_PRODUCT", "UNTIL", "WAKES", "WORKER", "ByWidth", "Kernel", "build_all", "built",
-    "environment", "kernel",
+    "RECORD", "SHORT", "SIDE_BY_SIDE", "SMALL", "SMALL_PRODUCT", "UNTIL", "WAKES", "WORKER", "ByWidth", "Kernel", "build_all",
+    "built", "environment", "kernel",
 ]  # fmt: skip
 
 # kernel name -> the module of this folder that defines the function of that name.

@@ -272,6 +272,34 @@ def write_row(out: Any, n: int, streaming: bool, value: Any, row: Any) -> None:
 
 
 @inline
+def write_row_looking(out: Any, n: int, value: Any, row: Any, look: Any, a: Any, b: Any, state: Any) -> Any:
+    """`write_row` past the caches; meanwhile state = look(a, b, j, state) for every two vectors of two rows a and b.
+
+    Returns where what is left of these begins, and the state. They are asked for half as far ahead as one row is in
+    `row_exp_between`. `out` may be what `value` reads, so what is no pair of whole lines is written first.
+    """
+    pair, step = 2 * lanes(out), lanes(out)
+    lead = min(n, (step - misalignment(out, 1)) % step)
+    end = lead + (n - lead) // pair * pair
+    store_first(out, 0, value(row, 0, lead), lead)
+    if end + step <= n:
+        stream(out, end, value(row, end, step))
+        end += step
+    store_first(out, end, value(row, end, n - end), n - end)
+    j = 0
+    while j + pair <= n:
+        for k in range(j, j + pair, step):
+            prefetch(a, k + AHEAD // 2 * step)
+            prefetch(b, k + AHEAD // 2 * step)
+        state = look(a, b, j, state)
+        if j + lead + pair <= n:
+            for k in range(j + lead, j + lead + pair, step):
+                stream(out, k, value(row, k, step))
+        j += pair
+    return j, state
+
+
+@inline
 def row_scale(e: Any, n: int, q_hi: Any, q_lo: Any, out: Any, streaming: bool) -> None:
     """out[j] = e[j] * 2**-SHIFT * (q_hi + q_lo)"""
     write_row(out, n, streaming, scale_at, (e, splat(q_hi), splat(q_lo)))

@@ -49,7 +49,7 @@ from ._simd import (
     total,
     widen,
 )  # fmt: skip
-from ._wide import row_exp, row_max, split, write_row
+from ._wide import row_exp, row_max, split, write_row, write_row_looking
 
 
 @by_type
@@ -119,30 +119,64 @@ def softmax_backward(grad_probs, probs, grad_logits, n, streaming, first, last):
     if n < NARROW:
         narrow_softmax_backward(grad_probs, probs, grad_logits, n, first, last)
         return
-    for i in range(first, last):
-        row_backward(pointer(grad_probs, i * n), pointer(probs, i * n), pointer(grad_logits, i * n), n, streaming)
     if streaming:
-        fence()
+        backward_past_the_caches(no_dots, dots_begun, dots_ended, _gradient_at, grad_probs, probs, grad_logits, n, first, last)
+        return
+    for i in range(first, last):
+        g, p = pointer(grad_probs, i * n), pointer(probs, i * n)
+        hi, lo = row_sums(no_dots, dots_begun, dots_ended, g, p, n)
+        write_row(pointer(grad_logits, i * n), n, False, _gradient_at, (g, p, hi, lo))
 
 
 @inline
-def row_backward(g: Any, p: Any, out: Any, n: int, streaming: bool) -> None:
-    step, zero = lanes(p), constant(p, 0.0, 0.0)
-    acc, more = (splat(0.0), splat(0.0)), (splat(0.0), splat(0.0))
-    j = 0
-    while j + 2 * step <= n:  # two sums: one waits for itself
-        if streaming:  # one thread, 1000 x 1000, float64: 418 -> 378 us; within the caches 10 % slower
-            prefetch(g, j + n)
-            prefetch(g, j + step + n)
-            prefetch(p, j + n)
-            prefetch(p, j + step + n)
-        acc, more = dot_at(acc, g, p, j), dot_at(more, g, p, j + step)
-        j += 2 * step
+def backward_past_the_caches(
+    none: Any, begun: Any, ended: Any, value: Any, grads: Any, results: Any, out: Any, n: int, first: int, last: int
+) -> None:
+    """Each row is written while the sums of the one after are taken: memory is read and written all the time.
+
+    (Ice Lake, one thread, 256 x 32000, float64: 19.9 -> 13.9 ms, log_softmax_backward 18.2 -> 14.1; 2000 x 1000, float32:
+    1.39 -> 1.19.)
+    """
+    g, r, to = pointer(grads, first * n), pointer(results, first * n), pointer(out, first * n)
+    hi, lo = row_sums(none, begun, ended, g, r, n)
+    for _ in range(first + 1, last):
+        g_after, r_after = shift(g, n), shift(r, n)
+        j, acc = write_row_looking(to, n, value, (g, r, hi, lo), begun, g_after, r_after, none(r))
+        hi, lo = ended(g_after, r_after, j, n, acc)
+        g, r, to = g_after, r_after, shift(to, n)
+    write_row(to, n, True, value, (g, r, hi, lo))
+    fence()
+
+
+@inline
+def row_sums(none: Any, begun: Any, ended: Any, g: Any, r: Any, n: int) -> Any:
+    """What a row of gradients and one of results add up to."""
+    acc, j, step = none(r), 0, 2 * lanes(r)
+    while j + step <= n:
+        acc = begun(g, r, j, acc)
+        j += step
+    return ended(g, r, j, n, acc)
+
+
+@inline
+def no_dots(p: Any) -> Any:
+    return (splat(0.0), splat(0.0)), (splat(0.0), splat(0.0))
+
+
+@inline
+def dots_begun(g: Any, p: Any, j: int, sums: Any) -> Any:
+    """Two vectors of each row. Two sums: one waits for itself."""
+    return dot_at(sums[0], g, p, j), dot_at(sums[1], g, p, j + lanes(p))
+
+
+@inline
+def dots_ended(g: Any, p: Any, j: int, n: int, sums: Any) -> Any:
+    """The inner product, from what was begun and what is left from j on."""
+    acc, zero = sums[0], constant(p, 0.0, 0.0)
     while j < n:
         acc = dot_add(acc, load_first(g, j, n - j, zero), load_first(p, j, n - j, zero))
-        j += step
-    hi, lo = dot_total(zero, acc, more)
-    write_row(out, n, streaming, _gradient_at, (g, p, hi, lo))
+        j += lanes(p)
+    return dot_total(zero, acc, sums[1])
 
 
 @inline
@@ -193,26 +227,50 @@ def _tile_gradient(source: Any, j: int) -> Any:
 @signature(VECTOR_IN, VECTOR_IN, VECTOR_OUT, INDEX, FLAG, INDEX, INDEX, small=backward_along_rows)
 def log_softmax_backward(grad_log_probs, log_probs, grad_logits, n, streaming, first, last):
     """g - exp(log_probs) * sum(g)"""
-    for i in range(first, last):
-        row_log_backward(pointer(grad_log_probs, i * n), pointer(log_probs, i * n), pointer(grad_logits, i * n), n, streaming)
     if streaming:
-        fence()
+        backward_past_the_caches(
+            no_grads, grads_begun, grads_ended, _log_gradient_at, grad_log_probs, log_probs, grad_logits, n, first, last
+        )
+        return
+    for i in range(first, last):
+        row_log_backward(pointer(grad_log_probs, i * n), pointer(log_probs, i * n), pointer(grad_logits, i * n), n)
 
 
 @inline
-def row_log_backward(g: Any, logp: Any, out: Any, n: int, streaming: bool) -> None:
-    s, error = splat(0.0), splat(0.0)
-    for j in range(0, n, 8):
-        s, rest = two_sum(s, load_wide_first(g, j, n - j, 0.0))
+def row_log_backward(g: Any, logp: Any, out: Any, n: int) -> None:
+    sum_, _ = row_sums(no_grads, grads_begun, grads_ended, g, logp, n)
+    write_row(out, n, False, _log_gradient_at, (g, logp, sum_, sum_))
+
+
+@inline
+def no_grads(logp: Any) -> Any:
+    return splat(0.0), splat(0.0)
+
+
+@inline
+def grads_begun(g: Any, logp: Any, j: int, sums: Any) -> Any:
+    """Two vectors of gradients."""
+    s, error = sums
+    for k in range(j, j + 2 * lanes(logp), 8):
+        s, rest = two_sum(s, load_wide(g, k))
         error = error + rest
-    zero = constant(logp, 0.0, 0.0)
-    sum_ = splat(split(zero, splat(total(s) + total(error)), splat(0.0))[0])
-    write_row(out, n, streaming, _log_gradient_at, (g, logp, sum_))
+    return s, error
+
+
+@inline
+def grads_ended(g: Any, logp: Any, j: int, n: int, sums: Any) -> Any:
+    """Their sum, twice."""
+    s, error = sums
+    for k in range(j, n, 8):
+        s, rest = two_sum(s, load_wide_first(g, k, n - k, 0.0))
+        error = error + rest
+    sum_ = splat(split(constant(logp, 0.0, 0.0), splat(total(s) + total(error)), splat(0.0))[0])
+    return sum_, sum_
 
 
 @inline
 def _log_gradient_at(row: Any, j: int, k: int) -> Any:
-    g, logp, sum_ = row
+    g, logp, sum_, _ = row
     zero, unit = constant(logp, 0.0, 0.0), constant(logp, 1.0 / SHIFT32, 1.0 / SHIFT64)
     p = exp_below(load_first(logp, j, k, zero)) * unit
     return load_first(g, j, k, zero) - p * sum_

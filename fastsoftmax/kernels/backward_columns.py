@@ -148,7 +148,7 @@ def four_strips_backward(g: Any, p: Any, out: Any, n: int, inner: int, ahead: in
 
 @inline
 def many_classes_backward(g: Any, p: Any, out: Any, n: int, inner: int, strips: int) -> None:
-    """The sums of `row_backward`, each over the classes that it takes there, for a multiple of four strips.
+    """The sums of `dots_begun`, each over the classes that it takes there, for a multiple of four strips.
 
     Asks for the next sum's classes.
     """
@@ -233,7 +233,7 @@ def backward_in_rows(
         to_rows(pointer(grad, where), g, n, inner, width)
         to_rows(pointer(result, where), y, n, inner, width)
         for r in range(0, width * n, n):
-            backward(shift(g, r), shift(y, r), shift(g, r), n, False)
+            backward(shift(g, r), shift(y, r), shift(g, r), n)
         to_columns(g, pointer(grad_logits, where), n, inner, width)
         k += count
     release(g)

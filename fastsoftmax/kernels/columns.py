@@ -20,7 +20,7 @@ from ._column_passes import (
 )  # fmt: skip
 from ._column_tiles import columns_ahead, in_tiles, put_first
 from ._jit import INDEX, VECTOR_IN, VECTOR_OUT, inline, signature
-from ._layout import NARROW32
+from ._layout import NARROW32, SIDE_BY_SIDE
 from ._math import scaled
 from ._memory import release, scratch
 from ._narrow import (
@@ -46,12 +46,11 @@ from ._simd import (
 )  # fmt: skip
 
 _STRIPS = 16  # side by side: runs of 1 KiB (32000 x 256, float32: 4.2 ms, 10.5 in runs of 512 bytes)
-_COLUMNS = 1024  # so many, or fewer, are all taken side by side (float64, 32000 x 256: 32 -> 15 ms, x 512: 66 -> 33)
 
 
 @inline
 def side_by_side(z: Any, strips: int) -> int:
-    return strips if strips * lanes(z) <= _COLUMNS else _STRIPS
+    return strips if strips * lanes(z) <= SIDE_BY_SIDE else _STRIPS
 
 
 @inline
