@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from llvmlite import binding
+from numba.core import config
 from numba.core.registry import cpu_target
 
 _CODE = """
@@ -34,3 +35,4 @@ _assembly_text = _assembly()
 FMA = re.search(r"\b(vfn?m(add|sub)|fml[as]|fn?m(add|sub))", _assembly_text) is not None
 WIDE = "zmm" in _assembly_text  # vectors of 512 bits
 PERMUTES = re.search(r"vpaddd\b.*ymm", _assembly_text) is not None  # AVX2, and with it permutations by a vector of indices
+ZEN = (config.CPU_NAME or binding.get_host_cpu_name()).startswith("znver")  # measured apart where prefetching differs

@@ -20,7 +20,7 @@ from ._jit import (
     signature,
 )  # fmt: skip
 from ._memory import matrix_at, one_at, release, scratch
-from ._simd import pointer, shift
+from ._simd import pointer
 from .affine import (
     add_rows,
     streams,
@@ -71,7 +71,7 @@ def linear_cross_entropy(
             labels = targets[rows]
             loss += narrow_gradient(logits, n_out, 0, labels, given, ignore_index, nothing, factor, some, logits, 0, n)
             if parts.size:
-                thin_outer(g, a, n, n_in, n_out, to, begun, shift(a, n * n_in) if i + n < last else a)
+                thin_outer(g, a, n, n_in, n_out, to, begun, i + n < last)
                 add_rows(g, n, n_out, one, to_bias, begun)
             if grad_x.size:
                 thin_spread(g, n, n_out, turned, row, n_in, pointer(grad_x, i * n_in), streams(grad_x))
