@@ -36,6 +36,7 @@ def down_columns(name: str, arrays: tuple[Array, ...], n: int, inner: int, small
 
 
 def _by_classes(name: str, n: int, inner: int) -> bool:
+    """Whether that is faster; n and inner are within the limits."""
     threads, way = threads_now(), _SHARED[name]
     if threads == 1:
         return inner > SIDE_BY_SIDE and n >= way.alone

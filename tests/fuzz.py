@@ -614,13 +614,13 @@ def _settings(chunk=None, threads=None, stream=False, errors=None):
         yield
         return
     sizes = {"SMALL": chunk, "_LEAST": chunk, "_MOST": chunk} | ({"_STREAM": 0, "_STREAM_ROW": 0, "_ONCE": 0} if stream else {})
-    alone = {"SIDE_BY_SIDE": 0, "_PAST": 0} if stream else {}
-    shared = {name: way._replace(least=0, **({"alone": 0} if stream else {})) for name, way in _columns._SHARED.items()}
+    past, alone = ({"SIDE_BY_SIDE": 0, "_PAST": 0}, {"alone": 0}) if stream else ({}, {})
+    shared = {name: way._replace(least=0, **alone) for name, way in _columns._SHARED.items()}
     with (
         no_small_calls(),
         mock.patch.multiple(functional, SMALL=chunk, SHORT=chunk),
         mock.patch.multiple(_rows, **sizes),
-        mock.patch.multiple(_columns, _CLASSES=0, _SHARED=shared, **alone),
+        mock.patch.multiple(_columns, _CLASSES=0, _SHARED=shared, **past),
         mock.patch.object(_rows, "_plan", _rows._plan.__wrapped__),  # without what it remembers
         mock.patch.multiple(_affine, SMALL_PRODUCT=chunk, CHUNK=chunk),
         fastsoftmax.num_threads(threads),

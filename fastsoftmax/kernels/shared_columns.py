@@ -2,8 +2,8 @@
 
 Threads that share the columns halve the runs in which memory is read, and each is brought, ahead, what the other works on. Here
 a thread takes whole rows of the matrix: first parts of the classes, for maxima; then the classes that lie in some lanes of a
-row, for what is added up in those; then rows of results. Between these kernels all threads wait for each other. Bits are those
-of rows.
+row, for what is added up in those; then rows of results. Between these kernels all threads wait for each other. A thread alone
+reads large matrices faster so, too: rows are longer runs than strips of columns. Bits are those of rows.
 """
 
 from __future__ import annotations
