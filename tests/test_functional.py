@@ -766,6 +766,18 @@ def test_a_gradient_in_place_of_the_probabilities(n, dtype, rng):
         np.testing.assert_array_equal(inside, grad)
 
 
+@pytest.mark.parametrize("at", [0, 8, 40, 75])
+def test_gradients_that_cancel_are_added_up_whole(at, dtype):
+    """Eight lanes of 1e17, 1 and -1e17 come to 8, of which a plain sum, in doubles too, keeps nothing."""
+    n = 99
+    grad, log_probs = np.zeros((2, n), dtype), np.full((2, n), -np.log(n), dtype)
+    grad[:, at : at + 24] = np.repeat(np.array([1e17, 1, -1e17], dtype), 8)
+    zeros = grad[0] == 0
+    result = fs.log_softmax_backward(grad, log_probs)
+    expected = -8 * np.exp(log_probs[:, zeros].astype(np.longdouble))
+    assert_ulps(result[:, zeros], expected, EXACT)
+
+
 @pytest.mark.parametrize("kind", ["f2", ">f2", "i4"])
 def test_backward_down_many_classes_of_another_type(kind, dtype, rng):
     """Where threads share the classes, and the kernels are there already."""
