@@ -247,8 +247,8 @@ def safe_to_fill(out: Array, *inputs: Array) -> bool:
 
 
 def apart(a: Array, out: Any) -> bool:
-    """Whether `out` is `a` itself, or plainly an array of its shape in other memory: quick, and no where in doubt."""
-    return out is a or (type(out) is np.ndarray and out.shape == a.shape and out.flags.owndata and a.flags.owndata)
+    """Whether `out` is `a` itself, or an array of its shape in other memory: quick, and no where in doubt."""
+    return out is a or (type(out) is np.ndarray and out.shape == a.shape and not overlaps(out, a))
 
 
 def overlaps(out: Array, *inputs: Array | None) -> bool:

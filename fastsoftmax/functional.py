@@ -727,14 +727,11 @@ def cross_entropy_with_grad(
         and (axis is _LAST or (
             _is_down(shape, axis, class_weight, sample_weight, label_smoothing) and (shape := shape[::-1])
         ))
-        and (out is None or (_arrays.apart(logits, out) and all(
-            a is None or (type(a) is ndarray and a.flags.owndata and a is not out)
-            for a in (targets, class_weight, sample_weight)
-        )))
         and (plain := _plain_loss(
             shape, dtype if axis is _LAST else None, targets, class_weight, sample_weight, ignore_index, label_smoothing,
             reduction,
         )) is not None
+        and (out is None or (_arrays.apart(logits, out) and not _arrays.overlaps(out, *plain[:4])))
     ):  # fmt: skip
         losses = empty(shape[0], dtype) if reduction == "none" else _NONE[dtype]
         grad = empty(logits.shape, dtype) if out is None else out

@@ -110,12 +110,13 @@ def test_the_results_are_those_of_the_long_way(small):
     assert_same(function(*arrays, axis=axis), expected)
 
 
-def test_the_result_is_put_where_it_is_wanted(filling):
+@pytest.mark.parametrize("place", [lambda a: a.copy(), lambda a: elsewhere(a)], ids=["its own", "within another"])
+def test_the_result_is_put_where_it_is_wanted(place, filling):
     function, arrays, call, axis = filling
     with no_small_calls():
         expected = function(*arrays, axis=axis)
-    out = np.full_like(arrays[0], 7)
-    result = call(*arrays, axis, out)
+    out = place(np.full_like(arrays[0], 7))
+    result = call(*map(place, arrays), axis, out)
     assert parts(result)[-1] is out
     assert_same(result, expected)
 
@@ -156,9 +157,11 @@ def test_in_place(filling):
         assert_same(arrays[0], before)
         return
     for k in range(len(arrays)):
-        copies = [a.copy() for a in arrays]
-        assert call(*copies, axis, copies[k]) is copies[k]
-        assert_same(copies[k], expected)
+        for out_of in (lambda a: a), (lambda a: a[:]):
+            copies = [a.copy() for a in arrays]
+            out = out_of(copies[k])
+            assert call(*copies, axis, out) is out
+            assert_same(copies[k], expected)
 
 
 def elsewhere(a):
@@ -255,14 +258,40 @@ def test_other_axes_are_declined(which, axis, dtype):
 
 def test_other_results_are_declined(filling):
     _, arrays, call, axis = filling
-    for out in read_only(arrays[0]), elsewhere(arrays[0]):
-        before = out.copy()
-        assert call(*arrays, axis, out) is None
-        assert_same(out.copy(), before)
-    out = np.empty_like(arrays[0])
-    for k in range(len(arrays)):  # which may lie in the result
-        assert call(*arrays[:k], elsewhere(arrays[k]), *arrays[k + 1 :], axis, out) is None
-    assert call(*arrays, axis, out) is not None
+    out = read_only(arrays[0])
+    before = out.copy()
+    assert call(*arrays, axis, out) is None
+    assert_same(out, before)
+
+
+def side_by_side(a, b, shared):
+    """Copies of two arrays, of which the second begins `shared` bytes before the first one ends."""
+    raw = np.zeros(a.nbytes + b.nbytes, np.uint8)
+    one = raw[: a.nbytes].view(a.dtype).reshape(a.shape)
+    other = raw[a.nbytes - shared :][: b.nbytes].view(b.dtype).reshape(b.shape)
+    other[...] = b
+    one[...] = a
+    return one, other
+
+
+def test_a_result_that_reaches_into_what_is_read_is_declined(filling):
+    """By 8 bytes, at either end; or begins with it, where it is not a result in place."""
+    function, arrays, call, axis = filling
+    with no_small_calls():
+        expected = function(*arrays, axis=axis)
+    result = np.full_like(arrays[0], 7)
+    for k, array in enumerate(arrays):
+        for shared, taken in (0, True), (8, False):
+            for first in True, False:
+                pair = side_by_side(array, result, shared) if first else side_by_side(result, array, shared)
+                own, out = pair if first else pair[::-1]
+                before = out.copy()
+                returned = call(*arrays[:k], own, *arrays[k + 1 :], axis, out)
+                assert (returned is not None) is taken
+                assert_same(out, parts(expected)[-1] if taken else before)
+        if function.__name__ in ("cross_entropy_with_grad", "affine") and array.nbytes <= result.nbytes:
+            own, out = side_by_side(array, result, array.nbytes)
+            assert call(*arrays[:k], own, *arrays[k + 1 :], axis, out) is None
 
 
 def test_arrays_that_are_not_small_are_declined(small):
@@ -329,7 +358,7 @@ def test_losses_down_the_columns_of_small_matrices(options, targets, n_rows, dty
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_results_for_rows_that_are_copied_are_arrays_of_their_own(name, dtype):
-    """Not views: those are no places for results of small calls."""
+    """Not views, which would hold more memory than theirs."""
     call, z = getattr(fs, name), Z.astype(dtype)
     for x in z.tolist(), z[::2], z.astype(np.float16), z[::-1, ::-1]:
         result = call(x)
@@ -515,18 +544,18 @@ def test_gradients_of_a_small_layer_are_put_where_they_are_wanted(given, need_gr
 @pytest.mark.parametrize(
     ("k", "kind"),
     [
-        (k, kind) for k in range(3) for kind in (*ARRAYS, "read-only", "elsewhere")
+        (k, kind) for k in range(3) for kind in (*ARRAYS, "read-only")
         if kind != "None" and (k, kind) != (2, "in Fortran's order")  # a vector is in every order
     ],
 )  # fmt: skip
 def test_places_for_the_gradients_of_a_small_layer_that_are_declined(k, kind, backward):
     small, arrays, places, _ = backward
-    change = {"read-only": read_only, "elsewhere": elsewhere, **ARRAYS}[kind]
+    change = {"read-only": read_only, **ARRAYS}[kind]
     assert small(*arrays, True, (*places[:k], change(places[k]), *places[k + 1 :])) is None
     assert all((place == 7).all() for place in places)
 
 
-def test_a_small_layer_with_places_in_one_another_or_elsewhere_is_declined(dtype, backward):
+def test_a_small_layer_with_places_in_one_another_is_declined(dtype, backward):
     small, arrays, places, expected = backward
     for out in places[:2], (*places, None), [*places], places[1], 1.0, (1, 2, 3):
         assert small(*arrays, True, out) is None
@@ -536,10 +565,32 @@ def test_a_small_layer_with_places_in_one_another_or_elsewhere_is_declined(dtype
     for out in (one, None, None), (two, None, None), (square, None, None), (None, two, None), (vector, None, None):
         assert small(square, one, two, True, out) is None
     other = square.copy()
-    assert small(square, one, two, True, (other, other, None)) is None
-    for k in range(3):  # which may lie in a result
-        assert small(*arrays[:k], elsewhere(arrays[k]), *arrays[k + 1 :], True, places) is None
-    assert_same(small(*arrays, True, places), expected)
+    for out in (other, other, None), (other, other[:], None), (other, None, other[2]), (None, other, other[2]):
+        assert small(square, one, two, True, out) is None
+    for k, array in enumerate(arrays):
+        for j, place in enumerate(places):
+            for shared, taken in (0, True), (8, False):
+                own, out = side_by_side(array, place, shared)
+                given = (*arrays[:k], own, *arrays[k + 1 :])
+                result = small(*given, True, (*places[:j], out, *places[j + 1 :]))
+                assert (result is not None) is taken
+                if taken:
+                    assert_same(result, expected)
+    for j, place in enumerate(places):
+        for i in range(j):
+            for shared, taken in (0, True), (8, False):
+                out = list(places)
+                out[j], out[i] = side_by_side(place, places[i], shared)
+                assert (small(*arrays, True, tuple(out)) is not None) is taken
+
+
+@pytest.mark.parametrize("given", [(0, 1, 2), (0, 2), (2,)], ids=str)
+def test_gradients_of_a_small_layer_within_other_arrays(given, backward):
+    small, arrays, places, expected = backward
+    out = tuple(elsewhere(place) if k in given else None for k, place in enumerate(places))
+    result = small(*map(elsewhere, arrays), True, out)
+    assert_same(result, expected)
+    assert all(a is b or b is None for a, b in zip(result, out, strict=True))
 
 
 def test_places_for_gradients_are_not_kept(backward):

@@ -22,7 +22,7 @@ from numba.np.numpy_support import as_dtype
 _HEAD = object.__basicsize__
 _DATA, _NDIM, _SHAPE, _DESCR, _FLAGS = (_HEAD + k for k in (0, 8, 16, 40, 48))
 _BYTE_ORDER, _TYPE_NUM = _HEAD + 10, _HEAD + 12
-_C_CONTIGUOUS_ALIGNED, _WRITEABLE, _OWNED = 0x101, 0x400, 0x4
+_C_CONTIGUOUS_ALIGNED, _WRITEABLE = 0x101, 0x400
 _FOREIGN = ">" if sys.byteorder == "little" else "<"  # the byte order that is not this machine's
 
 FAILURE = "a kernel ran out of memory, or out of bounds where NUMBA_BOUNDSCHECK=1"
@@ -84,10 +84,10 @@ def _read_array(python: Any, kind: types.Array, obj: Any, refused: ir.Block) -> 
 
 
 # ---- arrays ----------------------------------------------------------------------------------------------------------------
-def unlike(builder: Any, kind: types.Array, obj: Any, owned: bool = False) -> Any:
-    """Whether an ndarray is not one of this dtype, layout and number of dimensions; or, `owned`, of somebody else's memory."""
+def unlike(builder: Any, kind: types.Array, obj: Any) -> Any:
+    """Whether an ndarray is not one of this dtype, layout and number of dimensions."""
     descr = field(builder, obj, _DESCR, _object)
-    flags = _int(_C_CONTIGUOUS_ALIGNED | (_WRITEABLE if kind.mutable else 0) | (_OWNED if owned else 0))
+    flags = _int(_C_CONTIGUOUS_ALIGNED | (_WRITEABLE if kind.mutable else 0))
     differences = [
         builder.icmp_signed("!=", field(builder, descr, _TYPE_NUM, _int), _int(as_dtype(kind.dtype).num)),
         builder.icmp_signed("==", field(builder, descr, _BYTE_ORDER, _byte), _byte(ord(_FOREIGN))),
@@ -117,6 +117,17 @@ def array_value(python: Any, kind: types.Array, obj: Any) -> Any:
     array.meminfo = cgutils.get_null_value(array.meminfo.type)
     array.parent = cgutils.get_null_value(array.parent.type)
     return array._getvalue()
+
+
+def extent(builder: Any, kind: types.Array, obj: Any) -> tuple[Any, Any]:
+    """The addresses where an array that is not `unlike` this kind begins and where it ends."""
+    start, itemsize = field(builder, obj, _DATA, _size), _size(as_dtype(kind.dtype).itemsize)
+    return start, builder.add(start, builder.mul(product(builder, *dimensions(builder, obj)), itemsize))
+
+
+def apart(builder: Any, one: tuple[Any, Any], other: tuple[Any, Any]) -> Any:
+    """Whether two arrays with these extents have no byte in common."""
+    return builder.or_(builder.icmp_unsigned("<=", one[1], other[0]), builder.icmp_unsigned("<=", other[1], one[0]))
 
 
 def dimensions(builder: Any, obj: Any) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.np.numpy_support import as_dtype
 
 from . import _plans
-from ._arguments import FAILURE, array_value, dimensions, field, leave_if, product, refuse_if, unlike
+from ._arguments import FAILURE, apart, array_value, dimensions, extent, field, leave_if, product, refuse_if, unlike
 from ._linker import INTEGER, NDARRAY, NEW, SCALAR, TUPLE
 from ._part import part
 
@@ -110,7 +110,7 @@ class SmallCall(ABC):
         return rest
 
     def _new_or_given(self, ndim: Any, shape: Any, in_place: bool) -> Any:
-        """A new array, or `out`: in one of the arrays or plainly not."""
+        """A new array, or `out`: apart from the arrays, or `in_place` of one."""
         python, builder, (out,), (kind,) = self._python, self._builder, self._options, self._kinds_of_results
         result = cgutils.alloca_once(builder, _object)
         with builder.if_else(builder.icmp_unsigned("==", out, python.borrow_none())) as (new, given):
@@ -118,12 +118,15 @@ class SmallCall(ABC):
                 builder.store(_new_array(builder, ndim, shape, kind), result)
             with given:
                 self._only_if(_is_a(builder, out, NDARRAY))
-                self._only_if(builder.not_(unlike(builder, kind, out, owned=True)))
+                self._only_if(builder.not_(unlike(builder, kind, out)))
                 self._only_of_shape(out, ndim, shape)
+                taken = extent(builder, kind, out)
                 for of_array, obj in zip(self._kinds, self._arrays):
-                    apart = builder.not_(unlike(builder, of_array, obj, owned=True))
-                    same = builder.icmp_unsigned("==", obj, out)
-                    self._only_if(builder.or_(apart, same) if in_place else builder.and_(apart, builder.not_(same)))
+                    read = extent(builder, of_array, obj)
+                    fine = apart(builder, read, taken)
+                    if in_place:  # all are of one dtype and shape then
+                        fine = builder.or_(fine, builder.icmp_unsigned("==", read[0], taken[0]))
+                    self._only_if(fine)
                 python.incref(out)
                 builder.store(out, result)
         return self._or_end(builder.load(result))
@@ -285,17 +288,21 @@ class _LayerBackward(SmallCall):
         with builder.if_then(builder.icmp_unsigned("!=", out, none)):
             self._only_if(_is_a(builder, out, TUPLE))
             self._only_if(builder.icmp_signed("==", python.tuple_size(out), _size(len(places))))
-            self._only_if(*(builder.not_(unlike(builder, k, obj, owned=True)) for k, obj in zip(self._kinds, self._arrays)))
-            objects = [python.tuple_getitem(out, k) for k in range(len(places))]
-            for k, (kind, obj, place) in enumerate(zip(self._kinds_of_results, objects, places)):
+            extents = [extent(builder, *array) for array in zip(self._kinds, self._arrays)]
+            for k, (kind, place) in enumerate(zip(self._kinds_of_results, places)):
+                obj, nowhere = python.tuple_getitem(out, k), (_size(0), _size(0))
+                slots = [cgutils.alloca_once_value(builder, end) for end in nowhere]
                 with builder.if_then(builder.icmp_unsigned("!=", obj, none)):
                     self._only_if(_is_a(builder, obj, NDARRAY))
-                    self._only_if(builder.not_(unlike(builder, kind, obj, owned=True)))
+                    self._only_if(builder.not_(unlike(builder, kind, obj)))
                     self._only_of_shape(obj, *self._shapes[k])
-                    self._only_if(*(builder.icmp_unsigned("!=", obj, other) for other in (*self._arrays, *objects[:k])))
+                    taken = extent(builder, kind, obj)
+                    self._only_if(*(apart(builder, taken, other) for other in extents))
                     if k == 0:
                         self._only_if(builder.not_(self._no_grad_x))
-                    builder.store(obj, place)
+                    for value, slot in zip((*taken, obj), (*slots, place)):
+                        builder.store(value, slot)
+                extents.append(tuple(builder.load(slot) for slot in slots))
         return [builder.load(place) for place in places]
 
     def _made(self) -> list[Any]:
