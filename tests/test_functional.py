@@ -563,8 +563,50 @@ def test_affine_takes_any_number_of_leading_dimensions(dtype, rng):
     out = fs.affine(x, weight, bias)
     assert out.shape == (2, 3, 4)
     assert_same_bits(out.reshape(6, 4), fs.affine(x.reshape(6, 5), weight, bias))
-    grad_x, grad_weight, grad_bias = fs.affine_backward(out, x, weight)
-    assert (grad_x.shape, grad_weight.shape, grad_bias.shape) == ((2, 3, 5), (5, 4), (4,))
+    given = np.empty_like(out)
+    assert fs.affine(x, weight, bias, out=given) is given
+    assert_same_bits(given, out)
+    grads = fs.affine_backward(out, x, weight)
+    assert [a.shape for a in grads] == [(2, 3, 5), (5, 4), (4,)]
+    expected = fs.affine_backward(out.reshape(6, 4), x.reshape(6, 5), weight)
+    assert_same_bits((grads[0].reshape(6, 5), *grads[1:]), expected)
+    places = tuple(np.empty_like(a) for a in grads)
+    assert all(a is b for a, b in zip(fs.affine_backward(out, x, weight, out=places), places, strict=True))
+    assert_same_bits(places, grads)
+    assert_same_bits(fs.affine(x[0, 0], weight, bias), out[0, 0])
+    assert_same_bits(fs.affine_backward(out[0, 0], x[0, 0], weight)[0], grads[0][0, 0])
+
+
+OF_MORE_DIMENSIONS = {
+    "plain": {},
+    "each": {"reduction": "none"},
+    "weighted": {"sample_weight": np.arange(1.0, 25.0), "class_weight": np.arange(1.0, 11.0), "reduction": "sum"},
+    "scaled": {"grad_loss": 0.5, "label_smoothing": 0.1},
+    "each scaled": {"reduction": "none", "grad_loss": np.arange(1.0, 25.0)},
+}
+
+
+@pytest.mark.parametrize("options", OF_MORE_DIMENSIONS.values(), ids=OF_MORE_DIMENSIONS)
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("lead", [(4, 6), (2, 3, 4), (24, 1)], ids=str)
+def test_rows_in_more_dimensions_have_the_losses_of_a_matrix(lead, soft, options, dtype, rng):
+    """As (batch, time, classes): with all options, in C's order and not, in place and not."""
+    z = (5 * rng.standard_normal((24, 10))).astype(dtype)
+    targets = fs.softmax(z[::-1].copy()) if soft else np.arange(24) % 10
+    loss, grad = fs.cross_entropy_with_grad(z, targets, **options)
+    shaped = {k: v.reshape(lead) if np.size(v) == 24 else v for k, v in options.items()}
+    cube, of_rows = z.reshape(*lead, 10).copy(), targets.reshape(lead + targets.shape[1:])
+    expected = np.reshape(loss, lead) if np.ndim(loss) else loss, grad.reshape(cube.shape)
+    for logits in cube, np.asfortranarray(cube):
+        for axis in (-1, len(lead)):
+            result = fs.cross_entropy_with_grad(logits, of_rows, axis=axis, **shaped)
+            assert_same_bits(result, expected)
+            without = {k: v for k, v in shaped.items() if k != "grad_loss"}
+            assert_same_bits(fs.cross_entropy(logits, of_rows, axis=axis, **without), expected[0])
+        for out in np.empty_like(cube), np.full((2, *cube.shape), 7, dtype)[0], logits:
+            result = fs.cross_entropy_with_grad(logits.copy() if out is not logits else logits, of_rows, **shaped, out=out)
+            assert result[1] is out
+            assert_same_bits(result, expected)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.out and c.by_row], ids=str)
