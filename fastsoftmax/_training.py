@@ -92,8 +92,8 @@ class Run:
         self._path = checkpoint or ""
         self.position = Position()
         self.best_params: list[NDArray] = []
-        self._good_params: list[NDArray] = []
-        self._good_step = 0
+        self._good: list[list[NDArray]] = []  # the weights known to be good, and the optimizer's slots for each
+        self._good_steps = 0, 0  # the run's, and the optimizer's
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class Run:
 
     def _step(self, rows: NDArray | slice, n_rows: int, progress: _Progress) -> None:
         model, history, position = self.model, self.model.history, self.position
-        keep_good = None if self._good_params and history.n_steps % SNAPSHOT_EVERY else self._keep_good
+        keep_good = None if self._good and history.n_steps % SNAPSHOT_EVERY else self._keep_good
         if n_rows not in self._steps:  # the first is taken at once: to record it takes as long, and there may be no other
             self._steps[n_rows] = None
             x, loss = self._step_now(rows, keep_good)
@@ -159,7 +159,7 @@ class Run:
 
     def _end_epoch(self, progress: _Progress) -> None:
         model, history, position = self.model, self.model.history, self.position
-        if not all(np.isfinite(p).all() for p in self.params):
+        if not all(math.isfinite(p.sum()) or np.isfinite(p).all() for p in self.params):  # a sum may overflow
             self._diverged(math.nan)  # the epoch's last update did it: no loss has seen it yet
         loss = position.loss_sum / position.row
         history.loss.append(loss)
@@ -182,23 +182,26 @@ class Run:
     # ---- weights kept for bad times --------------------------------------------------------------------------
 
     def _keep_good(self) -> None:
-        """Copy the weights, which just gave a finite loss."""
-        if not self._good_params:
-            self._good_params, self._good_optimizer = [np.empty_like(p) for p in self.params], self.model.optimizer.fresh()
-        for kept, param in zip(self._good_params, self.params):
-            np.copyto(kept, param)
-        self._good_optimizer.copy_state(self.model.optimizer)
-        self._good_step = self.model.history.n_steps
+        """Copy the weights, which just gave a finite loss, and the optimizer's state."""
+        optimizer = self.model.optimizer
+        now = [self.params, *optimizer.slots]
+        if len(self._good) != len(now):
+            self._good = [[np.empty_like(a) for a in arrays] for arrays in now]
+        for kept, arrays in zip(self._good, now):
+            for mine, array in zip(kept, arrays):
+                np.copyto(mine, array)
+        self._good_steps = self.model.history.n_steps, optimizer.n_steps
 
     def _restore(self, params: list[NDArray]) -> None:
         for param, kept in zip(self.params, params):
             np.copyto(param, kept)
 
     def _diverged(self, loss: float) -> None:
-        if self._good_params:
-            self._restore(self._good_params)
-            self.model.optimizer.copy_state(self._good_optimizer)
-        _arrays.loss_not_finite(loss, self.model.history.n_steps, self.model.optimizer.learning_rate, self._good_step)
+        if self._good:
+            params, *slots = self._good
+            self._restore(params)
+            self.model.optimizer.set_state(self._good_steps[1], slots)
+        _arrays.loss_not_finite(loss, self.model.history.n_steps, self.model.optimizer.learning_rate, self._good_steps[0])
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 

@@ -104,15 +104,6 @@ class Optimizer:
         """The constructor's arguments."""
         return {name: getattr(self, name) for name in self._settings}
 
-    def copy_state(self, other: Optimizer) -> None:
-        """Take over another optimizer's memory, in place where the arrays exist already."""
-        if len(self.slots) != len(other.slots):
-            self.set_state(other.n_steps, [[a.copy() for a in slots] for slots in other.slots])
-        self.n_steps = other.n_steps
-        for mine, theirs in zip(self.slots, other.slots):
-            for a, b in zip(mine, theirs):
-                np.copyto(a, b)
-
     def set_state(self, n_steps: int, slots: list[list[Array]]) -> None:
         """Go on from a state that was kept: the steps taken, and for each parameter what it remembers."""
         self.n_steps, self.slots, self._params = n_steps, slots, []

@@ -422,6 +422,14 @@ def test_the_last_update_is_checked_too(rng):
     assert all(np.isfinite(p).all() for p in model.params)
 
 
+def test_weights_whose_sum_overflows_are_good(rng):
+    x, targets = np.zeros((20, 5), np.float32), rng.integers(0, 3, 20)
+    model = SoftmaxRegression(n_classes=3).fit(x, targets, epochs=1)
+    model.layers[0].weight[...] = 3e38
+    model.partial_fit(x, targets)
+    assert (model.layers[0].weight == np.float32(3e38)).all()
+
+
 def interrupting(monkeypatch, at):
     """Ctrl-C in the middle of the step ``at``."""
     step, calls = SGD.step, [0]

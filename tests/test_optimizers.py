@@ -87,14 +87,14 @@ def test_steps_allocate_nothing(rng, case):
     assert kept < 5_000
 
 
-def test_fresh_and_copy_state(rng):
+def test_fresh_and_set_state(rng):
     first = SGD(0.1, momentum=0.9)
     params = [rng.normal(size=(3, 2))]
     first.step(params, [np.ones((3, 2))])
     assert first.fresh().n_steps == 0
     assert first.fresh().settings() == first.settings() == {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False}
     second = first.fresh()
-    second.copy_state(first)
+    second.set_state(first.n_steps, [[slot.copy() for slot in slots] for slots in first.slots])
     mine, yours = [params[0].copy()], [params[0].copy()]
     first.step(mine, [np.ones((3, 2))])
     second.step(yours, [np.ones((3, 2))])
