@@ -237,6 +237,25 @@ def rows_pair(hi: Any, lo: Any, count: int, most: int) -> Any:
 
 
 @inline
+def begin_line(out: Any, n: int, value: Any, row: Any) -> int:
+    """Write a row as far as its first whole line; where that begins."""
+    step = lanes(out)
+    lead = min(n, (step - misalignment(out, 1)) % step)
+    store_first(out, 0, value(row, 0, lead), lead)
+    return lead
+
+
+@inline
+def stream_lines(out: Any, j: int, n: int, value: Any, row: Any) -> None:
+    """Write a row from j on, where a line begins, past the caches."""
+    step = lanes(out)
+    while j + step <= n:
+        stream(out, j, value(row, j, step))
+        j += step
+    store_first(out, j, value(row, j, n - j), n - j)
+
+
+@inline
 def write_row(out: Any, n: int, streaming: bool, value: Any, row: Any) -> None:
     """out[j:j+k] = value(row, j, k) for a whole row, past the cache if `streaming`; k is how many lanes count.
 
@@ -246,15 +265,8 @@ def write_row(out: Any, n: int, streaming: bool, value: Any, row: Any) -> None:
     float32 3 % less). What they share is worked out first, because `out` may be what `value` reads.
     """
     step = lanes(out)
-    j = 0
     if streaming:
-        j = min(n, (step - misalignment(out, 1)) % step)
-        store_first(out, 0, value(row, 0, j), j)
-        while j + step <= n:
-            stream(out, j, value(row, j, step))
-            j += step
-        if j < n:
-            store_first(out, j, value(row, j, n - j), n - j)
+        stream_lines(out, begin_line(out, n, value, row), n, value, row)
     elif n < step:
         store_first(out, 0, value(row, 0, n), n)
     else:
@@ -279,13 +291,8 @@ def write_row_looking(out: Any, n: int, value: Any, row: Any, look: Any, a: Any,
     `row_exp_between`. `out` may be what `value` reads, so what is no pair of whole lines is written first.
     """
     pair, step = 2 * lanes(out), lanes(out)
-    lead = min(n, (step - misalignment(out, 1)) % step)
-    end = lead + (n - lead) // pair * pair
-    store_first(out, 0, value(row, 0, lead), lead)
-    if end + step <= n:
-        stream(out, end, value(row, end, step))
-        end += step
-    store_first(out, end, value(row, end, n - end), n - end)
+    lead = begin_line(out, n, value, row)
+    stream_lines(out, lead + (n - lead) // pair * pair, n, value, row)
     j = 0
     while j + pair <= n:
         for k in range(j, j + pair, step):
@@ -339,14 +346,13 @@ def row_exp_between(
         write_row(out, n, True, value, row)
         writes = False
     if writes:
-        lead = (step - misalignment(out, 1)) % step
-        store_first(out, 0, value(row, 0, lead), lead)
+        lead = begin_line(out, n, value, row)
         apart = page_apart(shift(out, lead + 4 * step), z)
         while apart < PAGE * step // 4 and lead + 4 * step <= n:
             stream(out, lead, value(row, lead, step))
             lead, apart = lead + step, apart + step
         end = lead + (n - lead) // (4 * step) * (4 * step)
-        while end + step <= n:
+        while end + step <= n:  # not `stream_lines`: LLVM does better by the loop below (256 x 32000, float32: 6.0 -> 5.2 ms)
             stream(out, end, value(row, end, step))
             end += step
         store_first(out, end, value(row, end, n - end), n - end)
