@@ -520,7 +520,7 @@ def _turned(logits: Any, targets: Any, axis: Any) -> tuple[Array, Array] | None:
 def _flattened(logits: Any, targets: Any, axis: Any, by_row: Any) -> tuple[Array, Array, Array | None, Any] | None:
     """Logits, targets and weights of rows as those of a matrix, where there are more dimensions and all fits; logits' shape."""
     if (
-        type(logits) is type(targets) is ndarray and logits.ndim > 2 and axis in (_LAST, logits.ndim - 1)
+        type(logits) is type(targets) is ndarray and logits.ndim > 2 and type(axis) is int and axis in (-1, logits.ndim - 1)
         and logits.size and logits.dtype in _NONE and targets.shape in (logits.shape[:-1], logits.shape)
         and (by_row is None or (type(by_row) is ndarray and by_row.shape == logits.shape[:-1]))
     ):  # fmt: skip
@@ -654,7 +654,7 @@ def cross_entropy(
             return _reduced(reduction, total, denominator, losses)
         except TypeError:  # not C-contiguous, not aligned
             pass
-    if (flat := _flattened(logits, targets, axis, sample_weight)) is not None:  # 2 x 4 x 10, float32: 18 -> 3.2 us
+    if (flat := _flattened(logits, targets, axis, sample_weight)) is not None:  # 2 x 4 x 10, float32: 18 -> 4.3 us
         with contextlib.suppress(IndexError):  # its place in the array is told below
             loss = cross_entropy(
                 *flat[:2], class_weight=class_weight, sample_weight=flat[2], ignore_index=ignore_index,

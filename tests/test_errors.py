@@ -240,6 +240,13 @@ def test_rows_of_more_dimensions_are_named_by_their_index():
             function(np.zeros((2, 3, 4)), targets)
 
 
+@pytest.mark.parametrize("axis", [2.0, np.float64(2), "2", (2,), None, [2]], ids=repr)
+def test_an_axis_of_three_must_be_an_integer_too(axis):
+    for function in fs.cross_entropy, fs.cross_entropy_with_grad:
+        with pytest.raises(TypeError, match="axis must be"):
+            function(np.zeros((2, 3, 4)), np.zeros((2, 3), int), axis=axis)
+
+
 def test_every_function_refuses_what_it_does_not_know():
     """A misspelt option is an error, and out= is never taken for something else."""
     for case in CASES:
