@@ -908,10 +908,10 @@ def affine(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, ou
     ):  # fmt: skip
         return scores
     if plain := _plain_layer(x, weight, bias, out):
-        a, w, b, _ = plain
-        scores = empty((*np.shape(x)[:-1], w.shape[1]), a.dtype) if out is None else out
-        if scores.flags.writeable and (out is None or not _arrays.overlaps(out, a, w, b)):
-            _affine.affine(a, w, b, _as_rows(scores))
+        a, w, b, rows = plain
+        if rows is None or (rows.flags.writeable and not _arrays.overlaps(rows, a, w, b)):
+            scores = empty((*np.shape(x)[:-1], w.shape[1]), a.dtype) if out is None else out
+            _affine.affine(a, w, b, _as_rows(scores) if rows is None else rows)
             return scores
     x, weight, b = _affine_inputs(x, weight, bias)
     dtype = _arrays.common_dtype(x, weight)

@@ -188,7 +188,7 @@ class Classifier:
         -------
         self
         """
-        n_in = np.shape(self.layers[0].weight)[0] if self.layers else None  # the run looks at all of them
+        n_in = self.n_in if self.layers else None
         x, targets, sample_weight, n_classes = self._check_data(
             x, targets, sample_weight, n_in, self.layers[-1].weight.shape[1] if self.layers else self.n_classes
         )
